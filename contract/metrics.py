@@ -1,0 +1,216 @@
+"""MetricRecord ⇄ METRICS_JSON line: what tasks say about their training.
+
+Printed by the runtime, read by ingestion and by the report. Records are told apart by what the emitter
+says of itself (study, experiment, role, rank, seq), never by a log event's id.
+"""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from contract.errors import MetricLineRefused
+from contract.problems import path_of
+from contract.study import MAX_WORKERS, Mode
+
+MARKER = "METRICS_JSON"
+"""First word of a metric line, and the term that the subscription filter looks for."""
+
+FILTER_PATTERN = f'"{MARKER}"'
+"""CloudWatch Logs filter pattern that lets metric lines through."""
+
+MAX_LINE_BYTES = 64 * 1024
+"""Longest line that is parsed; far above any record, far below a log event's limit."""
+
+Role = Literal["server", "worker"]
+Seconds = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class Record(BaseModel):
+    """What every record says: whose it is and which one. Unknown keys are kept out, NaN is never written."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    study: str = Field(min_length=1, max_length=128)
+    experiment: str = Field(min_length=1, max_length=128)
+    role: Role
+    rank: int = Field(ge=0, lt=MAX_WORKERS)
+    """0 for the server."""
+    seq: int = Field(ge=0, lt=10**9)
+    """0, 1, 2 … per emitter, without a gap."""
+    timestamp: datetime
+    """Wall clock of the emitter (UTC): for people. Durations come from a monotonic clock."""
+
+
+class TaskStarted(Record):
+    """First record of every task: where it runs."""
+
+    kind: Literal["task_started"] = "task_started"
+    task_arn: str = ""
+    hostname: str
+    cpu_model: str
+    cpu_count: Count
+    threads: Count
+    """torch's intra-op threads."""
+    python_version: str
+    torch_version: str
+    grpc_version: str
+    parameters: Count
+    """Number of model parameters (fp32)."""
+    train_samples: Count
+    """Of this worker's shard; 0 for the server."""
+    test_samples: Count
+
+
+class WorkerEpoch(Record):
+    """One epoch of one worker. The parts of the time add up to `epoch_seconds` to within loop overhead."""
+
+    kind: Literal["worker_epoch"] = "worker_epoch"
+    epoch: int = Field(ge=1)
+    epoch_seconds: Seconds
+    """Training only; testing is `evaluation_seconds`, beside it."""
+    steps: Count
+    samples: Count
+    samples_per_second: float = Field(ge=0)
+    compute_seconds: Seconds
+    push_pull_seconds: Seconds
+    """Round trips, less the time that the server held the gradient back."""
+    waiting_seconds: Seconds
+    """Gradients held at the barrier."""
+    evaluation_seconds: Seconds
+    loss: float | None
+    """Mean training loss; null where it is not finite."""
+    test_correct: Count
+    test_samples: Count
+    """This worker's share of the test set: the shares of all ranks make up the whole set."""
+    version: Count
+    """Version of the global parameters that were tested."""
+
+
+class WorkerSummary(Record):
+    """Last record of a worker that finished."""
+
+    kind: Literal["worker_summary"] = "worker_summary"
+    training_seconds: Seconds
+    epochs: Count
+    steps: Count
+    samples: Count
+    compute_seconds: Seconds
+    emulated_seconds: Seconds
+    """Sum of the draws that emulated compute asked for; 0 with real compute."""
+    push_pull_seconds: Seconds
+    waiting_seconds: Seconds
+    evaluation_seconds: Seconds
+    sent_bytes: Count
+    received_bytes: Count
+    final_test_correct: Count | None = None
+    """Whole test set on the final parameters, by the worker that finished last, where they had moved on
+    since the shares of the last epoch were tested."""
+    final_test_samples: Count | None = None
+
+
+class ServerInterval(Record):
+    """What the server did since the previous interval."""
+
+    kind: Literal["server_interval"] = "server_interval"
+    interval_seconds: Seconds
+    version: Count
+    updates: Count
+    updates_per_second: float = Field(ge=0)
+    gradients: Count
+    mean_staleness: float | None = Field(ge=0)
+    """Null where no gradient came."""
+    max_staleness: Count | None
+
+
+class ServerSummary(Record):
+    """Last record of a server whose experiment finished."""
+
+    kind: Literal["server_summary"] = "server_summary"
+    mode: Mode
+    total_workers: int = Field(ge=1)
+    total_training_time_seconds: Seconds
+    """From the release of the first parameters, with all workers there, to the last worker's finish."""
+    global_steps_completed: Count
+    """Versions of the parameters: updates applied."""
+    gradients_processed: Count
+    updates_per_second: float = Field(ge=0)
+    mean_step_seconds: Seconds
+    """Mean time between updates; in sync mode the duration of a step."""
+    average_gradient_staleness: float = Field(ge=0)
+    """Over the whole run."""
+    average_gradient_staleness_all_training: float | None = Field(ge=0)
+    """Over the gradients that came while all workers were training; null where there were none."""
+    gradients_all_training: Count
+    staleness_histogram: dict[int, Count]
+    """Staleness → number of gradients."""
+    apply_seconds: Seconds
+    """Time spent in the optimizer."""
+
+
+class TaskFailed(Record):
+    """Last record of a task that gave up."""
+
+    kind: Literal["task_failed"] = "task_failed"
+    reason: str = Field(min_length=1, max_length=4000)
+    lost_peer: str = ""
+    """The peer whose loss ended it ("server", "worker 2"), where that was the reason."""
+
+
+MetricRecord = Annotated[
+    TaskStarted | WorkerEpoch | WorkerSummary | ServerInterval | ServerSummary | TaskFailed,
+    Field(discriminator="kind"),
+]
+
+FINAL_KINDS = frozenset({"worker_summary", "server_summary", "task_failed"})
+"""Kinds that end a task's records: with the final one's seq, the number of records is known."""
+
+_ADAPTER: TypeAdapter[MetricRecord] = TypeAdapter(MetricRecord)
+
+
+def utc_now() -> datetime:
+    """The time that records carry."""
+    return datetime.now(UTC)
+
+
+def to_line(record: MetricRecord) -> str:
+    """One line without its end: the marker, a space, one JSON object."""
+    return f"{MARKER} {record.model_dump_json()}"
+
+
+def is_metric_line(text: str) -> bool:
+    """Whether `text` claims to be a metric record. Other lines that mention the marker are not."""
+    return text.startswith(f"{MARKER} ")
+
+
+def from_line(text: str) -> MetricRecord:
+    """The record of a line that `to_line` made. Raises MetricLineRefused for anything else."""
+    if not is_metric_line(text):
+        raise MetricLineRefused([f"the line does not begin with '{MARKER} '"])
+    if len(text) > MAX_LINE_BYTES:
+        raise MetricLineRefused([f"{len(text)} characters; at most {MAX_LINE_BYTES} are read"])
+    try:
+        return _ADAPTER.validate_json(text[len(MARKER) + 1 :])
+    except ValidationError as error:
+        raise MetricLineRefused(_problems(error)) from error
+
+
+def from_mapping(document: dict[str, Any]) -> MetricRecord:
+    """The record that a stored row or a JSON file holds. Raises MetricLineRefused."""
+    try:
+        return _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise MetricLineRefused(_problems(error)) from error
+
+
+def to_mapping(record: MetricRecord) -> dict[str, Any]:
+    """The record as plain JSON values."""
+    mapping: dict[str, Any] = json.loads(record.model_dump_json())
+    return mapping
+
+
+def _problems(error: ValidationError) -> list[str]:
+    return [f"{path_of(detail['loc'])}: {detail['msg']}" for detail in error.errors(include_url=False)]

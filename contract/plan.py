@@ -1,0 +1,68 @@
+"""Expand a study into its experiments, and each experiment into what its tasks are started with.
+
+Used by plan_study and by the command line; pure.
+"""
+
+from pydantic import BaseModel, ConfigDict
+
+from contract.study import MODELS_FOR, Compute, Mode, Study, TaskSize, Training
+
+
+class Experiment(BaseModel):
+    """One cell of a study: a mode, a number of workers, a seed, and everything its tasks must know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    study_id: str
+    name: str
+    mode: Mode
+    workers: int
+    seed: int
+    training: Training
+    compute: Compute
+    server: TaskSize
+    worker: TaskSize
+    timeout_seconds: int
+
+    @property
+    def task_group(self) -> str:
+        """The ECS task group of this experiment's tasks: how clean-up finds them."""
+        return task_group(self.study_id, self.name)
+
+    @property
+    def task_count(self) -> int:
+        """One server and its workers."""
+        return 1 + self.workers
+
+
+def task_group(study_id: str, experiment: str) -> str:
+    """The ECS task group that all tasks of one experiment share."""
+    return f"{study_id}/{experiment}"
+
+
+def study_of_group(group: str) -> str | None:
+    """The study id in an ECS task group, or None where the group is not one of ours."""
+    study_id, slash, experiment = group.partition("/")
+    return study_id if slash and study_id and experiment else None
+
+
+def plan(study: Study, study_id: str) -> list[Experiment]:
+    """All experiments of `study`, in the order of its cells, each complete in itself."""
+    training = study.training.model_copy(
+        update={"model": study.training.model or MODELS_FOR[study.training.dataset][0]}
+    )
+    return [
+        Experiment(
+            study_id=study_id,
+            name=cell.name,
+            mode=cell.mode,
+            workers=cell.workers,
+            seed=cell.seed,
+            training=training,
+            compute=study.compute,
+            server=study.server,
+            worker=study.worker,
+            timeout_seconds=study.experiment_timeout_seconds,
+        )
+        for cell in study.cells()
+    ]

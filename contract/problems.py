@@ -1,0 +1,71 @@
+"""Turn pydantic's errors into lines a person can act on: where, what, how to fix it.
+
+Imported by every reader of outside input. Pure.
+"""
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+
+def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
+    """Each error of `error` as one line; unknown keys get the nearest known key as a suggestion."""
+    return [_line(detail, model) for detail in error.errors(include_url=False)]
+
+
+def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
+    where = path_of(detail["loc"])
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _known_keys(model, detail["loc"][:-1])
+            near = get_close_matches(str(detail["loc"][-1]), known, n=1)
+            fix = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
+            return f"{where}: unknown key; {fix}"
+        case "missing":
+            return f"{where}: missing"
+        case "value_error":
+            return f"{where}: {detail['ctx']['error']}"
+        case _:
+            return f"{where}: {_sentence(detail['msg'])}, not {_shown(detail['input'])}"
+
+
+def path_of(location: Iterable[int | str]) -> str:
+    """('matrix', 'workers', 0) → 'matrix.workers[0]'."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f"{'.' if path else ''}{part}"
+    return path or "document"
+
+
+def _sentence(message: str) -> str:
+    return message.replace("Input should be", "must be").replace("List should have", "must have")
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[str]:
+    """The keys that the (nested) model at `location` takes."""
+    current: type[BaseModel] = model
+    for part in location:
+        if isinstance(part, int):
+            continue
+        field = current.model_fields.get(part)
+        nested = _model_in(field.annotation) if field else None
+        if nested is None:
+            return []
+        current = nested
+    return list(current.model_fields)
+
+
+def _model_in(annotation: object) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for argument in getattr(annotation, "__args__", ()):
+        if found := _model_in(argument):
+            return found
+    return None
