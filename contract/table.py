@@ -66,9 +66,14 @@ def metrics_partition(study_id: str, experiment: str) -> str:
     return f"EXPERIMENT#{study_id}/{experiment}"
 
 
+def emitter_prefix(role: str, rank: int) -> str:
+    """What the sort keys of one emitter's records begin with."""
+    return f"{METRIC_PREFIX}{role}#{rank:03d}#"
+
+
 def metric_sort(role: str, rank: int, seq: int) -> str:
     """Sort key of one record; rows sort by emitter, then in the order of emission."""
-    return f"{METRIC_PREFIX}{role}#{rank:03d}#{seq:09d}"
+    return f"{emitter_prefix(role, rank)}{seq:09d}"
 
 
 def metric_key(record: MetricRecord) -> dict[str, str]:

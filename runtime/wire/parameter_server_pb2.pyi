@@ -16,12 +16,14 @@ class Sender(_message.Message):
     def __init__(self, study: _Optional[str] = ..., experiment: _Optional[str] = ..., rank: _Optional[int] = ...) -> None: ...
 
 class JoinRequest(_message.Message):
-    __slots__ = ("sender", "parameters")
+    __slots__ = ("sender", "parameters", "steps")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     parameters: int
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., parameters: _Optional[int] = ...) -> None: ...
+    steps: int
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., parameters: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
     __slots__ = ("mode", "total_workers")

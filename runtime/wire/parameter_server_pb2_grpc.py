@@ -82,8 +82,8 @@ class ParameterServerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Attend(self, request, context):
-        """Open for as long as the worker lives. Its first notice, `started`, comes when all workers have joined;
-        then a heartbeat every few seconds; `ended` when training ends early. Either side's loss closes it.
+        """Open for as long as the worker lives: a heartbeat every few seconds; `started` once, when all workers
+        attend; `ended` when training ends early. Either side's loss closes it; a worker that is done closes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,169 @@
+"""The stack: composes its parts and grants each what it needs; read it to see who may do what."""
+
+from typing import Any
+
+import aws_cdk as cdk
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from constructs import Construct
+
+from cdk.functions import Functions
+from cdk.ingestion import Ingestion
+from cdk.network import Network
+from cdk.storage import Storage
+from cdk.training import Training
+from cdk.watching import Watching
+from cdk.workflow import Workflow, cluster_tasks
+
+EMBEDDED_CLOUD = "EmbeddedCloud"
+"""Parameter that leaves out, behind one condition, what the embedded cloud cannot take."""
+
+
+class LockstepStack(cdk.Stack):
+    """Everything of Lockstep in one AWS account and region."""
+
+    def __init__(self, scope: Construct, construct_id: str, **kwargs: Any) -> None:
+        super().__init__(scope, construct_id, **kwargs)
+        self.functions = Functions(self, "Functions", on_aws=self._on_aws())
+        self.network = Network(self, "Network")
+        self.storage = Storage(self, "Storage")
+        self.training = Training(self, "Training", vpc=self.network.vpc)
+        plan, judge, reconcile, publish = self._state_functions()
+        self.workflow = Workflow(
+            self,
+            "Workflow",
+            training=self.training,
+            table=self.storage.table,
+            subnets=self.network.vpc.public_subnets,
+            security_group=self.network.task_security_group,
+            functions={
+                "PlanStudyFunction": plan,
+                "JudgeExperimentFunction": judge,
+                "ReconcileMetricsFunction": reconcile,
+                "PublishReportFunction": publish,
+            },
+        )
+        self._add_ingestion()
+        self._add_sweeper()
+        self._let_server_answer()
+        self._add_outputs()
+
+    def _on_aws(self) -> cdk.CfnCondition:
+        parameter = cdk.CfnParameter(
+            self,
+            EMBEDDED_CLOUD,
+            default="false",
+            allowed_values=["true", "false"],
+            description="true only where the stack is deployed to the embedded cloud of one machine",
+        )
+        return cdk.CfnCondition(
+            self, "OnAws", expression=cdk.Fn.condition_equals(parameter.value_as_string, "false")
+        )
+
+    def _state_functions(self) -> list[lambda_.Function]:
+        table, log_group = self.storage.table, self.training.log_group
+        plan = self.functions.function(
+            "plan_study",
+            description="Validate and expand a study, write its plan",
+            environment=self._environment(),
+            timeout_seconds=60,
+        )
+        table.grant(plan, "dynamodb:PutItem")
+        judge = self.functions.function(
+            "judge_experiment",
+            description="End an experiment's tasks and write how it went",
+            environment=self._environment(CLUSTER_ARN=self.training.cluster.cluster_arn),
+            timeout_seconds=240,
+        )
+        table.grant(judge, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
+        self._grant_task_control(judge)
+        reconcile = self.functions.function(
+            "reconcile_metrics",
+            description="Account for every metric record of a study",
+            environment=self._environment(LOG_GROUP_NAME=log_group.log_group_name),
+            timeout_seconds=600,
+            memory_mib=512,
+        )
+        table.grant(
+            reconcile,
+            "dynamodb:GetItem",
+            "dynamodb:Query",
+            "dynamodb:UpdateItem",
+            "dynamodb:BatchWriteItem",
+        )
+        log_group.grant(reconcile, "logs:FilterLogEvents")
+        publish = self.functions.function(
+            "publish_report",
+            description="Draw a study's report and put it into the bucket",
+            environment=self._environment(BUCKET_NAME=self.storage.bucket.bucket_name),
+            timeout_seconds=600,
+            memory_mib=2048,
+            layers=[self.functions.report_layer],
+        )
+        table.grant(publish, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
+        self.storage.bucket.grant_put(publish, "studies/*")
+        return [plan, judge, reconcile, publish]
+
+    def _add_ingestion(self) -> None:
+        ingest = self.functions.function(
+            "ingest_metrics",
+            description="Turn metric lines of the training tasks into rows",
+            environment=self._environment(),
+            timeout_seconds=60,
+        )
+        self.storage.table.grant(ingest, "dynamodb:BatchWriteItem")
+        Ingestion(self, "Ingestion", log_group=self.training.log_group, function=ingest)
+
+    def _add_sweeper(self) -> None:
+        state_machine = self.workflow.state_machine
+        sweep = self.functions.function(
+            "sweep_tasks",
+            description="Stop the tasks of executions that have ended",
+            environment=self._environment(
+                CLUSTER_ARN=self.training.cluster.cluster_arn,
+                STATE_MACHINE_ARN=state_machine.state_machine_arn,
+            ),
+            timeout_seconds=240,
+        )
+        self.storage.table.grant(sweep, "dynamodb:Query", "dynamodb:UpdateItem")
+        self._grant_task_control(sweep)
+        state_machine.grant_execution(sweep, "states:DescribeExecution")
+        Watching(self, "Watching", state_machine=state_machine, sweep_function=sweep)
+
+    def _let_server_answer(self) -> None:
+        """The server reads the task token of its rendezvous row, and answers it."""
+        server = self.training.server.task_role
+        self.storage.table.grant(server, "dynamodb:GetItem")
+        self.workflow.state_machine.grant_task_response(server)
+
+    def _grant_task_control(self, function: lambda_.Function) -> None:
+        function.add_to_role_policy(
+            iam.PolicyStatement(
+                actions=["ecs:ListTasks"],
+                resources=[
+                    "*"
+                ],  # ListTasks knows no resource but a container instance; the condition binds it
+                conditions={"ArnEquals": {"ecs:cluster": self.training.cluster.cluster_arn}},
+            )
+        )
+        function.add_to_role_policy(
+            iam.PolicyStatement(
+                actions=["ecs:DescribeTasks", "ecs:StopTask"],
+                resources=[cluster_tasks(self.training.cluster)],
+            )
+        )
+
+    def _environment(self, **more: str) -> dict[str, str]:
+        return {"TABLE_NAME": self.storage.table.table_name, "POWERTOOLS_LOG_LEVEL": "INFO", **more}
+
+    def _add_outputs(self) -> None:
+        state_machine_arn = self.workflow.state_machine.state_machine_arn
+        for name, value in {
+            "StateMachineArn": state_machine_arn,
+            "TableName": self.storage.table.table_name,
+            "BucketName": self.storage.bucket.bucket_name,
+            "ClusterArn": self.training.cluster.cluster_arn,
+            "LogGroupName": self.training.log_group.log_group_name,
+            "StartCommand": f"aws stepfunctions start-execution --state-machine-arn {state_machine_arn} --input '{{}}'",
+        }.items():
+            cdk.CfnOutput(self, name, value=value)

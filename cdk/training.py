@@ -1,0 +1,78 @@
+"""Training: the cluster and the two task definitions, server and worker, of the one image.
+
+Sizes and settings come with each RunTask as overrides; no task definition changes from study to study.
+"""
+
+import aws_cdk as cdk
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr_assets as ecr_assets
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_logs as logs
+from constructs import Construct
+
+from cdk import REPOSITORY, only
+
+STOP_TIMEOUT_SECONDS = 30
+
+
+class Training(Construct):
+    """Cluster, log group of the tasks, and their task definitions."""
+
+    def __init__(self, scope: Construct, construct_id: str, *, vpc: ec2.IVpc) -> None:
+        super().__init__(scope, construct_id)
+        self.cluster = ecs.Cluster(
+            self,
+            "Cluster",
+            vpc=vpc,
+            container_insights_v2=ecs.ContainerInsights.DISABLED,
+        )
+        self.log_group = logs.LogGroup(
+            self,
+            "TaskLogs",
+            retention=logs.RetentionDays.ONE_MONTH,
+            removal_policy=cdk.RemovalPolicy.DESTROY,
+        )
+        self._image = ecs.ContainerImage.from_asset(
+            str(REPOSITORY),
+            file="runtime/Dockerfile",
+            exclude=only("contract", "runtime"),
+            ignore_mode=cdk.IgnoreMode.GIT,
+            platform=ecr_assets.Platform.LINUX_AMD64,
+        )
+        self.execution_role = iam.Role(
+            self,
+            "ExecutionRole",
+            assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"),
+            description="ECS itself: pull the image, open log streams",
+        )
+        self.server = self._task_definition("server")
+        self.worker = self._task_definition("worker")
+
+    @property
+    def task_definitions(self) -> list[ecs.FargateTaskDefinition]:
+        """Server and worker."""
+        return [self.server, self.worker]
+
+    def _task_definition(self, role: str) -> ecs.FargateTaskDefinition:
+        definition = ecs.FargateTaskDefinition(
+            self,
+            role.capitalize(),
+            cpu=1024,
+            memory_limit_mib=2048,
+            execution_role=self.execution_role,
+            runtime_platform=ecs.RuntimePlatform(
+                cpu_architecture=ecs.CpuArchitecture.X86_64,
+                operating_system_family=ecs.OperatingSystemFamily.LINUX,
+            ),
+        )
+        definition.add_container(
+            role,
+            container_name=role,
+            image=self._image,
+            command=[role],
+            essential=True,
+            logging=ecs.LogDrivers.aws_logs(stream_prefix="lockstep", log_group=self.log_group),
+            stop_timeout=cdk.Duration.seconds(STOP_TIMEOUT_SECONDS),
+        )
+        return definition

@@ -1,0 +1,118 @@
+"""Workflow: the state machine from its ASL document, with a role that may do what its states do and no more."""
+
+from collections.abc import Mapping, Sequence
+
+import aws_cdk as cdk
+from aws_cdk import aws_dynamodb as dynamodb
+from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecs as ecs
+from aws_cdk import aws_iam as iam
+from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_stepfunctions as sfn
+from constructs import Construct
+
+import statemachine
+from cdk.training import Training
+
+
+class Workflow(Construct):
+    """The state machine of studies."""
+
+    def __init__(
+        self,
+        scope: Construct,
+        construct_id: str,
+        *,
+        training: Training,
+        table: dynamodb.ITable,
+        subnets: Sequence[ec2.ISubnet],
+        security_group: ec2.ISecurityGroup,
+        functions: Mapping[str, lambda_.IFunction],
+    ) -> None:
+        super().__init__(scope, construct_id)
+        self.role = iam.Role(
+            self,
+            "Role",
+            assumed_by=iam.ServicePrincipal("states.amazonaws.com"),
+            description="The state machine: start and stop training tasks, call its functions, keep its rows",
+        )
+        self.state_machine = sfn.StateMachine(
+            self,
+            "StateMachine",
+            role=self.role,
+            definition_body=sfn.DefinitionBody.from_string(statemachine.definition()),
+            definition_substitutions={
+                "Region": cdk.Aws.REGION,
+                "TableName": table.table_name,
+                "ClusterArn": training.cluster.cluster_arn,
+                "ServerTaskDefinition": training.server.task_definition_arn,
+                "WorkerTaskDefinition": training.worker.task_definition_arn,
+                "Subnets": cdk.Fn.join(",", [subnet.subnet_id for subnet in subnets]),
+                "SecurityGroup": security_group.security_group_id,
+                **{name: function.function_arn for name, function in functions.items()},
+            },
+        )
+        # MaxConcurrency takes a JSONata expression (Step Functions Developer Guide, Map); the linter errs.
+        resource = self.state_machine.node.default_child
+        assert isinstance(resource, sfn.CfnStateMachine)  # noqa: S101 - tells the type checker what CDK made
+        resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ["E3601"]}})
+        for function in functions.values():
+            function.grant_invoke(self.role)
+        table.grant(self.role, "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem")
+        self._grant_tasks(training)
+        self._grant_own_tokens()
+
+    def _grant_own_tokens(self) -> None:
+        """CloseRendezvous fails a token of this very state machine: a policy of its own, against the cycle."""
+        iam.Policy(
+            self,
+            "CloseRendezvous",
+            roles=[self.role],
+            statements=[
+                iam.PolicyStatement(
+                    actions=["states:SendTaskFailure"], resources=[self.state_machine.state_machine_arn]
+                )
+            ],
+        )
+
+    def _grant_tasks(self, training: Training) -> None:
+        """What `ecs:runTask.sync` needs. Source: Step Functions Developer Guide, IAM policies for Amazon ECS."""
+        stack = cdk.Stack.of(self)
+        for definition in training.task_definitions:
+            self.role.add_to_policy(
+                iam.PolicyStatement(
+                    actions=["ecs:RunTask"],
+                    resources=[definition.task_definition_arn],
+                    conditions={"ArnEquals": {"ecs:cluster": training.cluster.cluster_arn}},
+                )
+            )
+        self.role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["ecs:StopTask", "ecs:DescribeTasks"], resources=[cluster_tasks(training.cluster)]
+            )
+        )
+        self.role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["iam:PassRole"],
+                resources=[
+                    training.execution_role.role_arn,
+                    *(definition.task_role.role_arn for definition in training.task_definitions),
+                ],
+                conditions={"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}},
+            )
+        )
+        rule = stack.format_arn(
+            service="events", resource="rule", resource_name="StepFunctionsGetEventsForECSTaskRule"
+        )
+        self.role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["events:PutTargets", "events:PutRule", "events:DescribeRule"], resources=[rule]
+            )
+        )
+
+
+def cluster_tasks(cluster: ecs.ICluster) -> str:
+    """ARN pattern of the tasks of one cluster."""
+    return cdk.Stack.of(cluster).format_arn(
+        service="ecs", resource="task", resource_name=f"{cluster.cluster_name}/*"
+    )

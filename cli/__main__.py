@@ -1,0 +1,196 @@
+"""Verbs of the `lockstep` command: up, down, run, demo.
+
+Progress goes to standard error, results to standard output.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from cdk import REPOSITORY
+from cli import results
+from cli import study as study_runs
+from cli.deployment import Deployment
+from cli.display import ProgressDisplay
+from cli.exit_codes import ExitCode
+from cli.study import Ended, Execution
+from contract.errors import LockstepError, Refused, StudyRefused
+from contract.results import REPORT, SUMMARY_TEXT
+from contract.study import Study, parse_study
+from local.cloud import STATE, Cloud, start_cloud
+
+app = typer.Typer(
+    help="Parameter-server experiments: sync or async, how many workers, how fast, how accurate.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+progress = Console(stderr=True)
+
+UP = STATE / "up"
+"""Where the cloud that `up` starts has its files."""
+
+DEMO = REPOSITORY / "examples" / "demo.json"
+
+StudyFile = Annotated[
+    Path | None, typer.Argument(help="The study, a JSON document; without one, the quick start: {}")
+]
+Local = Annotated[bool, typer.Option("--local", help="Run on the embedded cloud of this machine.")]
+Output = Annotated[Path, typer.Option(help="Folder that results are fetched to.")]
+Engine = Annotated[str, typer.Option(help="What runs the tasks: process, or docker where one is running.")]
+Profile = Annotated[str | None, typer.Option(help="AWS profile.")]
+Region = Annotated[str | None, typer.Option(help="AWS region.")]
+StackName = Annotated[str, typer.Option(help="Name of the deployed stack.")]
+
+
+@app.command()
+def up(engine: Engine = "process") -> None:
+    """Start the embedded cloud, deploy the stack, and say how to use it."""
+    cloud = start_cloud(UP, engine=engine, tied=False, progress=_say)
+    machine = cloud.outputs["StateMachineArn"]
+    typer.echo(f"endpoint       {cloud.endpoint}")
+    typer.echo(f"state machine  {machine}")
+    typer.echo(f"results        s3://{cloud.outputs['BucketName']}/studies/")
+    typer.echo("\nStart a study with the AWS CLI:\n")
+    typer.echo("  export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1")
+    typer.echo(f"  aws --endpoint-url {cloud.endpoint} stepfunctions start-execution \\")
+    typer.echo(f"    --state-machine-arn {machine} --input '{{}}'")
+    typer.echo("\nor with:  ./lockstep run --local\nStop with: ./lockstep down")
+
+
+@app.command()
+def down() -> None:
+    """Stop the embedded cloud that `up` started, and everything in it."""
+    cloud = Cloud.load(UP)
+    if cloud is None:
+        _say("no embedded cloud is up")
+        return
+    cloud.stop()
+    _say("the embedded cloud is down")
+
+
+@app.command()
+def run(  # noqa: PLR0917 - typer reads options from the signature
+    study: StudyFile = None,
+    local: Local = False,
+    output: Output = Path("results"),
+    engine: Engine = "process",
+    profile: Profile = None,
+    region: Region = None,
+    stack_name: StackName = "Lockstep",
+) -> None:
+    """Run a study and fetch its report."""
+    document, parsed = _read(study)
+    if local:
+        with _embedded(engine) as cloud:
+            _run(Deployment.embedded(cloud), document, parsed, output)
+    else:
+        _run(Deployment.on_aws(stack_name, profile, region), document, parsed, output)
+
+
+@app.command()
+def demo(output: Output = Path("results"), engine: Engine = "process") -> None:
+    """Sync against async with 1, 2 and 4 workers, on the embedded cloud of this machine."""
+    run(study=DEMO, local=True, output=output, engine=engine)
+
+
+def _read(file: Path | None) -> tuple[dict[str, Any], Study]:
+    """The study document of a file. Raises StudyRefused."""
+    if file is None:
+        return {}, Study()
+    try:
+        document = json.loads(file.read_text())
+    except OSError as error:
+        raise StudyRefused([f"{file}: {error.strerror}"]) from error
+    except ValueError as error:
+        raise StudyRefused([f"{file}: not JSON: {error}"]) from error
+    return document, parse_study(document)
+
+
+@contextmanager
+def _embedded(engine: str) -> Iterator[Cloud]:
+    """The cloud that is up, or one for this run alone."""
+    if cloud := Cloud.load(UP):
+        yield cloud
+        return
+    own = start_cloud(STATE / f"run-{os.getpid()}", engine=engine, tied=True, progress=_say)
+    try:
+        yield own
+    finally:
+        own.stop()
+
+
+def _run(deployment: Deployment, document: dict[str, Any], study: Study, output: Path) -> None:
+    execution = study_runs.start(deployment, document, study)
+    _say(f"study {execution.study_id} on the {deployment.hint}")
+    try:
+        ended = _watch(deployment, execution)
+    except KeyboardInterrupt:
+        _stop(deployment, execution)
+        raise
+    if ended.error == "StudyRefused":
+        raise typer.Exit(_refused(ended.cause))
+    folder = results.fetch(deployment, execution.study_id, output)
+    if folder:
+        typer.echo((folder / SUMMARY_TEXT).read_text())
+        typer.echo(f"report: {folder / REPORT}")
+    if ended.status != "SUCCEEDED":
+        progress.print(f"the study {ended.status.lower()}: {ended.cause}", markup=False, soft_wrap=True)
+        raise typer.Exit(ExitCode.STUDY_FAILED)
+
+
+def _watch(deployment: Deployment, execution: Execution) -> Ended:
+    with ProgressDisplay(progress) as display:
+        for seen in study_runs.watch(deployment, execution, interval_seconds=2):
+            if isinstance(seen, Ended):
+                return seen
+            display.show(seen)
+    raise AssertionError("a watched execution ends")
+
+
+def _stop(deployment: Deployment, execution: Execution) -> None:
+    """The first Ctrl-C stops the study, a second one stops waiting and says what may be left."""
+    _say("stopping the study; once more leaves it to the sweeper")
+    try:
+        left = study_runs.stop(deployment, execution, _say)
+    except KeyboardInterrupt:
+        left = -1
+    if left:
+        _say(f"tasks of {execution.study_id} may still be running on the {deployment.hint}")
+
+
+def _refused(message: str) -> ExitCode:
+    progress.print(message, markup=False, highlight=False, soft_wrap=True)
+    return ExitCode.REFUSED
+
+
+def _say(text: str) -> None:
+    progress.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def main() -> int:
+    """Run the command. Every error of ours is one message without a traceback."""
+    try:
+        return int(app(standalone_mode=False) or ExitCode.DONE)
+    except (KeyboardInterrupt, click.Abort):
+        return ExitCode.INTERRUPTED
+    except click.ClickException as usage:
+        usage.show()
+        return ExitCode.REFUSED
+    except Refused as refused:
+        return _refused(str(refused))
+    except LockstepError as error:
+        _say(str(error))
+        return ExitCode.FAILED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

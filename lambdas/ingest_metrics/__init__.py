@@ -1,0 +1,1 @@
+"""IngestMetrics: turn a CloudWatch Logs batch into metric rows."""

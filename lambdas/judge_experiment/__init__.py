@@ -1,0 +1,1 @@
+"""JudgeExperiment: end an experiment's tasks, then write COMPLETED or FAILED with the root cause."""

@@ -1,0 +1,33 @@
+"""PlanStudy: a study document in, the items of the RunExperiments Map out.
+
+Runs as the first state. Knows nothing of ECS; starts nothing. Idempotent: rows that are there stay.
+"""
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.plan import plan
+from contract.study import parse_study
+from lambdas.environment import TableEnvironment
+from lambdas.plan_study.launch import launch_item
+from lambdas.table import ExperimentTable
+
+logger = Logger(service="plan_study")
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
+    """Plan one study. Raises StudyRefused, whose message names every problem."""
+    study_id = event["study_id"]
+    logger.append_keys(study_id=study_id)
+    study = parse_study(event["study"])
+    experiments = plan(study, study_id)
+    table = ExperimentTable.named(TableEnvironment.read().table_name)
+    table.put_plan(study_id, event["study"], experiments)
+    logger.info("planned", experiments=len(experiments))
+    return {
+        "experiments": [launch_item(experiment) for experiment in experiments],
+        "max_parallel_experiments": study.max_parallel_experiments,
+    }

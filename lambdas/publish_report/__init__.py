@@ -1,0 +1,16 @@
+"""Publish the report of a study: from metric records to tables, plots and one HTML page.
+
+A Lambda function, and a library for the command line; only `handler` knows AWS. In the order of the data:
+
+    results      the shapes: what came out of a study, the result of one experiment
+    aggregation  records → result of one experiment
+    cells        experiments of one mode and number of workers, seeds side by side
+    estimates    spreads over seeds, paired intervals
+    findings     the sentences that answer "which way wins?"
+    laws         what theory says that an experiment should have measured
+    wording      figures as people read them
+    tables       summary.txt, summary.csv, study.json
+    plots        results → PNG and SVG, in the drawing style of `style`
+    sections     results → the tables of report.html
+    page         all of it: outcome → files
+"""

@@ -1,0 +1,227 @@
+"""Aggregate the records of one experiment into its result.
+
+Pure: the same set of records gives the same result, in whatever order and however often each arrived.
+A figure whose records are missing is None; none is estimated from the rest.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from statistics import fmean
+from typing import TypeVar
+
+from contract.metrics import (
+    FINAL_KINDS,
+    MetricRecord,
+    Role,
+    ServerInterval,
+    ServerSummary,
+    TaskFailed,
+    TaskStarted,
+    WorkerEpoch,
+    WorkerSummary,
+)
+from contract.plan import Experiment
+from contract.study import Mode
+from lambdas.publish_report.results import (
+    AsyncServerMetrics,
+    EmitterRecords,
+    EpochAccuracy,
+    EpochTimes,
+    ExperimentOutcome,
+    ExperimentResult,
+    ServerMetrics,
+    TaskFailure,
+    TaskProvenance,
+    TimeSplit,
+    WorkerMetrics,
+    WorkerResult,
+)
+
+Kind = TypeVar("Kind", bound=MetricRecord)
+Emitter = tuple[Role, int]
+
+
+def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
+    """The result of one experiment from whatever records of it arrived."""
+    experiment, records = outcome.experiment, unique_records(outcome.records)
+    epochs = _of(records, WorkerEpoch)
+    summaries = _of(records, WorkerSummary)
+    return ExperimentResult(
+        study_id=experiment.study_id,
+        experiment_name=experiment.name,
+        status=outcome.status,
+        cause=outcome.cause,
+        seed=experiment.seed,
+        training=experiment.training,
+        compute=experiment.compute,
+        server_metrics=_server_metrics(experiment, records),
+        worker_metrics_aggregated=WorkerMetrics(
+            num_workers=len({r.rank for r in records if r.role == "worker"}),
+            average_epoch_time_seconds=fmean(e.epoch_seconds for e in epochs) if epochs else None,
+            epoch_times_by_epoch=_epoch_times(epochs),
+            accuracy_by_epoch=_epoch_accuracies(epochs),
+            **_final_accuracy(experiment, epochs, summaries),
+        ),
+        time_split=_time_split(epochs, summaries),
+        workers=[_picked(WorkerResult, summary) for summary in summaries],
+        failures=[_picked(TaskFailure, failed) for failed in _of(records, TaskFailed)],
+        provenance=[_picked(TaskProvenance, started) for started in _of(records, TaskStarted)],
+        records=_emitter_records(experiment, records),
+    )
+
+
+def unique_records(records: Iterable[MetricRecord]) -> list[MetricRecord]:
+    """Each (role, rank, seq) once, sorted by it.
+
+    Of records that claim the same place and differ, the one whose JSON sorts first is kept: any rule will
+    do that does not depend on the order of arrival.
+    """
+    kept: dict[tuple[Role, int, int], MetricRecord] = {}
+    for record in records:
+        key = (record.role, record.rank, record.seq)
+        known = kept.setdefault(key, record)
+        if known != record:
+            kept[key] = min(known, record, key=lambda candidate: candidate.model_dump_json())
+    return [kept[key] for key in sorted(kept)]
+
+
+def _of(records: Iterable[MetricRecord], kind: type[Kind]) -> list[Kind]:
+    return [record for record in records if isinstance(record, kind)]
+
+
+def _server_metrics(experiment: Experiment, records: Sequence[MetricRecord]) -> ServerMetrics:
+    shape = ServerMetrics if experiment.mode is Mode.SYNC else AsyncServerMetrics
+    summary = next(iter(_of(records, ServerSummary)), None)
+    measured = summary.model_dump() if summary else {}
+    versions = [interval.version for interval in _of(records, ServerInterval)]
+    versions += [summary.global_steps_completed] if summary else []
+    own = {
+        "mode": experiment.mode,
+        "total_workers": experiment.workers,
+        "last_version_seen": max(versions, default=None),
+    }
+    return shape.model_validate({name: measured.get(name) for name in shape.model_fields} | own)
+
+
+def _by_epoch(epochs: Iterable[WorkerEpoch]) -> dict[int, dict[int, WorkerEpoch]]:
+    """Records by epoch, then rank, both ascending. An epoch reported again counts as the last report says."""
+    found: dict[int, dict[int, WorkerEpoch]] = defaultdict(dict)
+    for record in epochs:
+        found[record.epoch][record.rank] = record
+    return dict(sorted(found.items()))
+
+
+def _epoch_times(epochs: Iterable[WorkerEpoch]) -> list[EpochTimes]:
+    times = []
+    for epoch, by_rank in _by_epoch(epochs).items():
+        seconds = [record.epoch_seconds for record in by_rank.values()]
+        times.append(
+            EpochTimes(
+                epoch=epoch,
+                max_time=max(seconds),
+                avg_time=fmean(seconds),
+                min_time=min(seconds),
+                workers=len(seconds),
+            )
+        )
+    return times
+
+
+def _epoch_accuracies(epochs: Iterable[WorkerEpoch]) -> list[EpochAccuracy]:
+    accuracies = []
+    for epoch, by_rank in _by_epoch(epochs).items():
+        correct = sum(record.test_correct for record in by_rank.values())
+        samples = sum(record.test_samples for record in by_rank.values())
+        losses = [record.loss for record in by_rank.values() if record.loss is not None]
+        accuracies.append(
+            EpochAccuracy(
+                epoch=epoch,
+                test_accuracy_percent=_percent(correct, samples),
+                test_correct=correct,
+                test_samples=samples,
+                workers=len(by_rank),
+                mean_loss=fmean(losses) if losses else None,
+            )
+        )
+    return accuracies
+
+
+def _percent(correct: int | None, samples: int | None) -> float | None:
+    return 100 * correct / samples if correct is not None and samples else None
+
+
+def _final_accuracy(
+    experiment: Experiment, epochs: Iterable[WorkerEpoch], summaries: Iterable[WorkerSummary]
+) -> dict[str, float | int | str | None]:
+    """The final parameters as the last worker tested them; else the last epoch that all workers tested."""
+    on_final = [s for s in summaries if s.final_test_samples and s.final_test_correct is not None]
+    if on_final:
+        last = max(on_final, key=lambda summary: (summary.timestamp, summary.rank))
+        correct, samples = last.final_test_correct or 0, last.final_test_samples or 0
+        return _final_fields(correct, samples, "final parameters", None)
+    everyone = set(range(experiment.workers))
+    for epoch, by_rank in reversed(_by_epoch(epochs).items()):
+        correct = sum(record.test_correct for record in by_rank.values())
+        samples = sum(record.test_samples for record in by_rank.values())
+        if everyone <= by_rank.keys() and samples:
+            return _final_fields(correct, samples, "shares of an epoch", epoch)
+    return _final_fields(None, None, None, None)
+
+
+def _final_fields(
+    correct: int | None, samples: int | None, source: str | None, epoch: int | None
+) -> dict[str, float | int | str | None]:
+    return {
+        "final_test_accuracy_percent": _percent(correct, samples),
+        "final_test_correct": correct,
+        "final_test_samples": samples,
+        "final_test_source": source,
+        "final_test_epoch": epoch,
+    }
+
+
+def _time_split(epochs: Sequence[WorkerEpoch], summaries: Sequence[WorkerSummary]) -> TimeSplit | None:
+    """Sums over workers: of a worker that finished its summary, of another its epochs so far."""
+    finished = {summary.rank for summary in summaries}
+    parts = [*summaries, *(epoch for epoch in epochs if epoch.rank not in finished)]
+    if not parts:
+        return None
+    seconds = {
+        name: sum(getattr(part, f"{name}_seconds") for part in parts)
+        for name in ("compute", "push_pull", "waiting", "evaluation")
+    }
+    total = sum(seconds.values())
+    return TimeSplit.model_validate(
+        {f"{name}_seconds": value for name, value in seconds.items()}
+        | {f"{name}_share": value / total if total else None for name, value in seconds.items()}
+    )
+
+
+Part = TypeVar("Part", WorkerResult, TaskFailure, TaskProvenance)
+
+
+def _picked(shape: type[Part], record: MetricRecord) -> Part:
+    """The fields of `record` that `shape` has under the same names."""
+    return shape.model_validate({name: getattr(record, name) for name in shape.model_fields})
+
+
+def _emitter_records(experiment: Experiment, records: Sequence[MetricRecord]) -> list[EmitterRecords]:
+    """One line for every planned task, and for any other that spoke."""
+    planned: list[Emitter] = [("server", 0), *(("worker", rank) for rank in range(experiment.workers))]
+    heard: dict[Emitter, list[MetricRecord]] = {emitter: [] for emitter in planned}
+    for record in records:
+        heard.setdefault((record.role, record.rank), []).append(record)
+    lines = []
+    for (role, rank), mine in sorted(heard.items()):
+        finals = [record.seq for record in mine if record.kind in FINAL_KINDS]
+        highest = max((record.seq for record in mine), default=-1)
+        lines.append(
+            EmitterRecords(
+                role=role,
+                rank=rank,
+                received=len(mine),
+                expected=highest + 1 if finals else None,
+                missing=highest + 1 - len(mine),
+            )
+        )
+    return lines

@@ -1,0 +1,87 @@
+"""PublishReport: everything that the table knows of a study in, its results tree in S3 out.
+
+Runs last, whether experiments failed or not; writes the study's terminal status.
+"""
+
+import mimetypes
+from datetime import UTC, datetime
+from typing import Any
+
+import boto3
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.results import REPORT, study_prefix
+from contract.study import parse_study
+from contract.table import Status
+from lambdas.environment import ReportEnvironment
+from lambdas.publish_report.page import render
+from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
+from lambdas.table import ExperimentTable
+
+logger = Logger(service="publish_report")
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
+    """Publish one study's report. COMPLETED unless more experiments failed than the study tolerates."""
+    study_id = event["study_id"]
+    logger.append_keys(study_id=study_id)
+    environment = ReportEnvironment.read()
+    table = ExperimentTable.named(environment.table_name)
+    outcome = _collect(table, study_id)
+    _upload(environment.bucket_name, study_id, render(outcome))
+    table.end_study(study_id, outcome.status)
+    failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
+    logger.info("published", status=outcome.status, failed=len(failed))
+    return {
+        "status": outcome.status,
+        "report": f"s3://{environment.bucket_name}/{study_prefix(study_id)}{REPORT}",
+        "failed": [e.experiment.name for e in failed],
+        "cause": _cause(failed, len(outcome.experiments)),
+    }
+
+
+def _collect(table: ExperimentTable, study_id: str) -> StudyOutcome:
+    row = table.study(study_id)
+    if row is None:
+        raise KeyError(f"no study {study_id} in the table")
+    study = parse_study(row.document)
+    rows = table.experiments(study_id)
+    failures = sum(experiment.status is not Status.COMPLETED for experiment in rows)
+    return StudyOutcome(
+        study_id=study_id,
+        name=study.name,
+        document=row.document,
+        status=Status.FAILED if failures > study.tolerated_failures else Status.COMPLETED,
+        started_at=datetime.fromisoformat(row.created_at),
+        ended_at=datetime.now(UTC),
+        warnings=[warning for experiment in rows for warning in experiment.warnings],
+        experiments=[
+            ExperimentOutcome(
+                experiment=experiment.experiment,
+                status=experiment.status,
+                cause=experiment.cause,
+                records=table.records(study_id, experiment.experiment.name),
+            )
+            for experiment in rows
+        ],
+    )
+
+
+def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
+    """The report goes last: where it is, everything that it links to is there too."""
+    s3 = boto3.client("s3")
+    for path in sorted(files, key=lambda path: path == REPORT):
+        content_type = mimetypes.guess_type(path)[0] or "application/octet-stream"
+        if content_type.startswith("text/"):
+            content_type += "; charset=utf-8"
+        s3.put_object(
+            Bucket=bucket_name, Key=study_prefix(study_id) + path, Body=files[path], ContentType=content_type
+        )
+
+
+def _cause(failed: list[ExperimentOutcome], total: int) -> str:
+    """What the execution's Fail state says; Step Functions takes 32,768 characters."""
+    lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
+    return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""

@@ -1,0 +1,166 @@
+"""Render a study: one outcome in, all files of its results tree out.
+
+Pure. Failures come first in the page, then what was found, then what it rests on; every text from logs or
+studies is escaped by the template.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from contract.results import (
+    REPORT,
+    STUDY_JSON,
+    SUMMARY_CSV,
+    SUMMARY_TEXT,
+    comparison_plot,
+    experiment_file,
+    scaling_plot,
+)
+from lambdas.publish_report import sections
+from lambdas.publish_report.aggregation import experiment_result
+from lambdas.publish_report.cells import Cell, compared
+from lambdas.publish_report.findings import Findings, findings
+from lambdas.publish_report.inline import inline_svg
+from lambdas.publish_report.plots import plots
+from lambdas.publish_report.results import ExperimentResult, StudyOutcome
+from lambdas.publish_report.tables import study_json, summary_csv, summary_text
+from lambdas.publish_report.wording import compute_label, count
+
+TEMPLATE = "report.html.j2"
+
+
+def render(outcome: StudyOutcome) -> dict[str, bytes]:
+    """Path below the study's folder → content: every file that contract.results names.
+
+    The same outcome gives the same bytes, in whatever order records arrived. Raises nothing for missing
+    records or failed experiments: what is not there is shown as not there.
+    """
+    results = [experiment_result(experiment) for experiment in outcome.experiments]
+    found = findings(results)
+    drawn = plots(results)
+    files = {
+        SUMMARY_TEXT: summary_text(outcome, results).encode(),
+        SUMMARY_CSV: summary_csv(results).encode(),
+        STUDY_JSON: study_json(outcome, results, found).encode(),
+        REPORT: _page(outcome, results, found, drawn).encode(),
+    }
+    for result in results:
+        files[experiment_file(result.experiment_name)] = (result.model_dump_json(indent=2) + "\n").encode()
+    return files | drawn
+
+
+def _page(
+    outcome: StudyOutcome,
+    results: Sequence[ExperimentResult],
+    found: Findings,
+    drawn: Mapping[str, bytes],
+) -> str:
+    return (
+        _template_environment()
+        .get_template(TEMPLATE)
+        .render(
+            outcome=outcome,
+            duration=_duration((outcome.ended_at - outcome.started_at).total_seconds()),
+            compute_labels=sorted({compute_label(result.compute) for result in results}),
+            emulated=any(result.compute.mode == "emulated" for result in results),
+            experiments=count(len(results), "experiment"),
+            unfinished=[result for result in results if not result.completed],
+            found=found,
+            summary=sections.summary(results),
+            figures=_figures(results, drawn),
+            laws=sections.laws(results),
+            parts=sections.PARTS,
+            time_split=sections.time_split(results),
+            notices=sections.notices(outcome, results),
+            data_quality=sections.data_quality(results),
+            provenance=sections.provenance(outcome, results),
+            document=_document(outcome.document),
+            downloads=_downloads(results, drawn),
+        )
+    )
+
+
+def _template_environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lambdas.publish_report", package_path="."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["units"] = _with_units
+    environment.globals["task_name"] = sections.task_name
+    return environment
+
+
+def _with_units(text: str) -> str:
+    """A number and its unit stay on one line."""
+    return re.sub(r"(?<=\d) (?=(?:%|s|ms|workers?|points|seeds)\b|%)", "\N{NO-BREAK SPACE}", text)
+
+
+def _document(document: Mapping[str, Any]) -> str:
+    """Indented JSON with short lists on one line. A line break is never inside a JSON string."""
+    text = json.dumps(dict(document), indent=2, ensure_ascii=False)
+    return re.sub(r"\[\n[^\[\]{}]*\n\s*\]", _joined_lines, text)
+
+
+def _joined_lines(match: re.Match[str]) -> str:
+    opening, *elements, closing = (line.strip() for line in match[0].split("\n"))
+    return opening + " ".join(elements) + closing
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def _figures(results: Sequence[ExperimentResult], drawn: Mapping[str, bytes]) -> list[dict[str, Any]]:
+    """Each plot with what it says in words and in numbers."""
+    figures = [
+        _figure(scaling_plot("svg"), "scaling", SCALING_LABEL, sections.scaling_figures(results), drawn)
+    ]
+    for sync, asynchronous in compared(results):
+        figures.append(_comparison_figure(sync, asynchronous, drawn))
+    return figures
+
+
+SCALING_LABEL = (
+    "Four panels against the number of workers, for sync and async: total training time, average epoch time,"
+    " final test accuracy, and speed-up with the ideal line. The figures stand in the table below."
+)
+
+
+def _comparison_figure(sync: Cell, asynchronous: Cell, drawn: Mapping[str, bytes]) -> dict[str, Any]:
+    label = (
+        f"Four panels comparing sync and async with {count(sync.workers, 'worker')}: total training time,"
+        " average epoch time, and over the epochs their duration and the test accuracy. The figures stand in"
+        " the summary table and in the table below."
+    )
+    table = sections.comparison_figures(sync, asynchronous)
+    return _figure(comparison_plot(sync.workers, "svg"), f"compare{sync.workers}", label, table, drawn)
+
+
+def _figure(
+    path: str, name: str, label: str, table: sections.Table, drawn: Mapping[str, bytes]
+) -> dict[str, Any]:
+    svg: Markup = inline_svg(drawn[path], name, label)
+    return {"svg": svg, "table": table, "path": path}
+
+
+def _downloads(
+    results: Sequence[ExperimentResult], drawn: Mapping[str, bytes]
+) -> list[tuple[str, list[str]]]:
+    return [
+        ("Tables", [SUMMARY_CSV, SUMMARY_TEXT]),
+        ("Study", [STUDY_JSON]),
+        ("Experiments", [experiment_file(result.experiment_name) for result in results]),
+        ("Plots", sorted(drawn)),
+    ]

@@ -1,0 +1,236 @@
+"""Plots of a study: sync against async for each number of workers, and scaling over all of them.
+
+Pure: results → PNG and SVG bytes. Only completed experiments are drawn; every point is a measurement.
+Matplotlib is imported where it is used: a cold start that draws nothing does not pay for it.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from contract.results import comparison_plot, scaling_plot
+from contract.study import Mode
+from lambdas.publish_report.cells import Cell, Measure, cells, compared
+from lambdas.publish_report.results import ExperimentResult
+from lambdas.publish_report.series import Series, epoch_accuracies, epoch_durations, over_workers, speed_up
+from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, drawing, png, svg
+from lambdas.publish_report.wording import compute_label, count, seconds
+
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+SIZE = (7.2, 5.6)
+"""Inches: the width of two columns of a paper."""
+
+MARKERS = 16
+"""Markers on a line, about; every epoch is drawn, but not every one gets a marker where there are many."""
+
+ASIDE = {Mode.SYNC: 0.97, Mode.ASYNC: 1.03}
+
+TIME = "Total training time (s)"
+EPOCH_TIME = "Average epoch time (s)"
+ACCURACY = "Final test accuracy (%)"
+
+
+def plots(results: Sequence[ExperimentResult]) -> dict[str, bytes]:
+    """Path below the study's folder → PNG or SVG. The scaling plot is always there."""
+    files: dict[str, bytes] = {}
+    with drawing():
+        figure = _scaling(results)
+        files[scaling_plot("png")], files[scaling_plot("svg")] = png(figure), svg(figure)
+        for sync, asynchronous in compared(results):
+            figure = _comparison(sync, asynchronous)
+            files[comparison_plot(sync.workers, "png")] = png(figure)
+            files[comparison_plot(sync.workers, "svg")] = svg(figure)
+    return files
+
+
+def _comparison(sync: Cell, asynchronous: Cell) -> "Figure":
+    both = (sync, asynchronous)
+    several = len({result.seed for cell in both for result in cell.results}) > 1
+    remarks = ["epoch duration: mean, fastest and slowest worker"]
+    remarks += ["whiskers and accuracy band: range over seeds"] if several else []
+    figure, axes = _canvas(
+        f"Sync and async with {count(sync.workers, 'worker')}",
+        _footer([*sync.results, *asynchronous.results], remarks),
+    )
+    _bars(axes[0], TIME, both, lambda result: result.training_seconds)
+    _bars(axes[1], EPOCH_TIME, both, lambda result: result.epoch_seconds)
+    for cell in both:
+        _line(axes[2], cell.mode, epoch_durations(cell), band=True)
+        _line(axes[3], cell.mode, epoch_accuracies(cell), band=True)
+    _over_epochs(axes[2], "Epoch duration (s)", from_zero=True)
+    _over_epochs(axes[3], "Test accuracy (%)", from_zero=False)
+    _legend(figure, axes[2], axes[3])
+    return figure
+
+
+def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
+    completed = [result for result in results if result.completed]
+    if not completed:
+        return _nothing_completed()
+    by_mode = {mode: found for mode in Mode if (found := cells(completed, mode))}
+    several = len({result.seed for result in completed}) > 1
+    points = "measured, mean and range over seeds" if several else "measured"
+    figure, axes = _canvas(
+        "Scaling with the number of workers", _footer(completed, [f"points: {points}; lines guide the eye"])
+    )
+    measures: tuple[Measure, ...] = (
+        lambda result: result.training_seconds,
+        lambda result: result.epoch_seconds,
+        lambda result: result.accuracy_percent,
+    )
+    for mode, found in by_mode.items():
+        shift = ASIDE[mode] if several else 1.0
+        for panel, measure in zip(axes, measures, strict=False):
+            _line(panel, mode, over_workers(found, measure), shift=shift)
+        _line(axes[3], mode, speed_up(found), shift=shift)
+    titles = (TIME, EPOCH_TIME, ACCURACY, "Speed-up (×)")
+    ticks = sorted({cell.workers for found in by_mode.values() for cell in found})
+    for panel, title in zip(axes, titles, strict=True):
+        _workers_axis(panel, title, ticks)
+    for panel in axes[:2]:
+        panel.set_ylim(bottom=0)
+    _ideal(axes[3], by_mode.values())
+    _legend(figure, axes[0], axes[3])
+    return figure
+
+
+def _canvas(title: str, footer: str) -> "tuple[Figure, list[Axes]]":
+    from matplotlib.figure import Figure  # noqa: PLC0415 - see the module's docstring
+    from matplotlib.layout_engine import ConstrainedLayoutEngine  # noqa: PLC0415 - see the module's docstring
+
+    spacing = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.1, wspace=0.04, hspace=0.06)
+    figure = Figure(figsize=SIZE, layout=spacing)
+    figure.suptitle(title, x=0.012, ha="left", fontsize=12, fontweight="bold")
+    figure.supxlabel(footer, x=0.012, ha="left", fontsize=8, color=QUIET)
+    return figure, list(figure.subplots(2, 2).flat)
+
+
+def _footer(results: Sequence[ExperimentResult], remarks: Sequence[str]) -> str:
+    labels = sorted({compute_label(result.compute) for result in results})
+    return "\n".join([*labels, " · ".join(remarks)])
+
+
+def _nothing_completed() -> "Figure":
+    from matplotlib.figure import Figure  # noqa: PLC0415 - see the module's docstring
+
+    figure = Figure(figsize=(SIZE[0], SIZE[1] / 4))
+    words = "No experiment completed: nothing to plot."
+    figure.text(0.5, 0.5, words, ha="center", va="center", fontsize=10, color=QUIET)
+    return figure
+
+
+def _bars(axes: "Axes", title: str, both: Iterable[Cell], measure: Measure) -> None:
+    axes.set_title(title)
+    for position, cell in enumerate(both):
+        measured = cell.spread(measure)
+        if measured is None:
+            axes.text(position, 0, "not measured", ha="center", va="bottom", color=QUIET)
+            continue
+        axes.bar(position, measured.mean, width=0.56, color=LOOKS[cell.mode].colour)
+        top = measured.high if measured.count > 1 else measured.mean
+        if measured.count > 1:
+            below, above = measured.mean - measured.low, measured.high - measured.mean
+            axes.errorbar(position, measured.mean, [[below], [above]], color=INK, capsize=4, linewidth=1.2)
+        axes.annotate(
+            seconds(measured.mean),
+            (position, top),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            fontweight="bold",
+        )
+    axes.set_xticks([0, 1], [cell.mode.value for cell in both])
+    axes.set_xlim(-0.6, 1.6)
+    axes.tick_params(axis="x", length=0)
+    axes.margins(y=0.16)
+    axes.set_ylim(bottom=0)
+
+
+def _line(axes: "Axes", mode: Mode, series: Series, *, band: bool = False, shift: float = 1.0) -> None:
+    """One mode's means with their ranges: as a band over epochs, as whiskers over workers.
+
+    `shift` moves the points aside on a logarithmic axis, so that whiskers of both modes can be seen.
+    """
+    if not series:
+        return
+    look = LOOKS[mode]
+    places, spreads = [place * shift for place in series], list(series.values())
+    means = [measured.mean for measured in spreads]
+    axes.plot(
+        places,
+        means,
+        color=look.colour,
+        marker=look.marker,
+        markersize=look.size,
+        markevery=max(1, len(means) // MARKERS),
+        markeredgecolor=PAPER,
+        markeredgewidth=0.8,
+        linestyle=look.dash,
+        label=mode.value,
+        zorder=3,
+    )
+    lows, highs = [measured.low for measured in spreads], [measured.high for measured in spreads]
+    if lows == highs:
+        return
+    if band:
+        axes.fill_between(places, lows, highs, color=look.colour, alpha=0.16, linewidth=0)
+    else:
+        errors = [
+            [mean - low for mean, low in zip(means, lows, strict=True)],
+            [high - mean for mean, high in zip(means, highs, strict=True)],
+        ]
+        axes.errorbar(places, means, errors, fmt="none", ecolor=look.colour, capsize=3, linewidth=1.2)
+
+
+def _over_epochs(axes: "Axes", title: str, *, from_zero: bool) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415 - see the module's docstring
+
+    axes.set_title(title)
+    axes.set_xlabel("epoch")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    if not axes.lines:
+        axes.text(0.5, 0.5, "not measured", ha="center", color=QUIET, transform=axes.transAxes)
+    if from_zero:
+        axes.margins(y=0.12)
+        axes.set_ylim(bottom=0)
+
+
+def _workers_axis(axes: "Axes", title: str, ticks: Sequence[int]) -> None:
+    axes.set_title(title)
+    axes.set_xlabel("workers")
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(ticks, [str(workers) for workers in ticks])
+    axes.set_xticks([], minor=True)
+    axes.set_xlim(ticks[0] / 1.25, ticks[-1] * 1.25)
+    axes.margins(y=0.12)
+
+
+def _ideal(axes: "Axes", modes: Iterable[Sequence[Cell]]) -> None:
+    """N times the workers, N times as fast, from each mode's own fewest workers; both scales doubling."""
+    from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: PLC0415 - see the module's docstring
+
+    ranges = sorted({(found[0].workers, found[-1].workers) for found in modes})
+    for few, many in ranges:
+        axes.plot([few, many], [1, many / few], color=QUIET, linestyle=":", linewidth=1.3, label="ideal")
+    axes.set_yscale("log", base=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _legend(figure: "Figure", *panels: "Axes") -> None:
+    """One legend for all panels, in the corner opposite the title."""
+    named: dict[str, Artist] = {}
+    for panel in panels:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    figure.legend(
+        list(named.values()),
+        list(named),
+        loc="upper right",
+        ncols=len(named),
+        handlelength=2.6,
+        borderaxespad=0.6,
+    )

@@ -1,0 +1,241 @@
+"""The shapes of the report: what came out of a study, and the result of one experiment.
+
+Plain values, used by every part of the report; knows no AWS SDK and no plotting.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from contract.metrics import MetricRecord, Role
+from contract.plan import Experiment
+from contract.study import Compute, Mode, Training
+from contract.table import Status
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentOutcome:
+    """One planned experiment and all that was heard of it."""
+
+    experiment: Experiment
+    status: Status
+    cause: str = ""
+    """Why it did not complete; empty where it did, or where nobody knows."""
+    records: Sequence[MetricRecord] = ()
+    """In any order, any of them missing or there several times."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyOutcome:
+    """A study that has ended, as far as it came."""
+
+    study_id: str
+    name: str
+    document: Mapping[str, Any]
+    """The study document as it was given."""
+    status: Status
+    started_at: datetime
+    ended_at: datetime
+    warnings: Sequence[str] = ()
+    experiments: Sequence[ExperimentOutcome] = ()
+    """In the order of the plan."""
+
+
+class Shape(BaseModel):
+    """A part of a result file. None is JSON's null: not measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ServerMetrics(Shape):
+    """What the parameter server measured."""
+
+    mode: Mode
+    total_workers: int
+    total_training_time_seconds: float | None
+    """From the release of the first parameters to the last worker's finish."""
+    global_steps_completed: int | None
+    gradients_processed: int | None
+    updates_per_second: float | None
+    mean_step_seconds: float | None
+    """Mean time between updates; in sync mode the duration of a step."""
+    apply_seconds: float | None
+    """Time spent in the optimizer."""
+    last_version_seen: int | None
+    """Highest parameter version in any of the server's records: how far an experiment came that failed."""
+
+
+class AsyncServerMetrics(ServerMetrics):
+    """What only a server that applies gradients on arrival can measure."""
+
+    average_gradient_staleness: float | None
+    """Over the whole run."""
+    average_gradient_staleness_all_training: float | None
+    """Over the gradients that came while all workers were training."""
+    gradients_all_training: int | None
+    staleness_histogram: dict[int, int] | None
+    """Staleness → number of gradients."""
+
+
+class EpochTimes(Shape):
+    """Duration of one epoch over the workers, seconds of training (testing is not in it)."""
+
+    epoch: int
+    max_time: float
+    avg_time: float
+    min_time: float
+    workers: int
+    """Workers whose record of this epoch arrived."""
+
+
+class EpochAccuracy(Shape):
+    """Test accuracy after one epoch: every worker tests its share of the test set."""
+
+    epoch: int
+    test_accuracy_percent: float | None
+    test_correct: int
+    test_samples: int
+    workers: int
+    """Workers whose share is in the sum."""
+    mean_loss: float | None
+    """Training loss, mean over the workers whose loss was finite."""
+
+
+class WorkerMetrics(Shape):
+    """What the workers measured, taken together."""
+
+    num_workers: int
+    """Workers of which any record arrived."""
+    average_epoch_time_seconds: float | None
+    """Mean over all epochs of all workers."""
+    final_test_accuracy_percent: float | None
+    final_test_correct: int | None
+    final_test_samples: int | None
+    final_test_source: Literal["final parameters", "shares of an epoch"] | None
+    final_test_epoch: int | None
+    """The epoch whose shares make up the figure: the last one that all workers tested."""
+    epoch_times_by_epoch: list[EpochTimes]
+    accuracy_by_epoch: list[EpochAccuracy]
+
+
+class TimeSplit(Shape):
+    """What the workers' time went to: worker-seconds, and shares that add up to 1 (None: no time at all)."""
+
+    compute_seconds: float
+    push_pull_seconds: float
+    waiting_seconds: float
+    evaluation_seconds: float
+    compute_share: float | None
+    push_pull_share: float | None
+    waiting_share: float | None
+    evaluation_share: float | None
+
+
+class WorkerResult(Shape):
+    """The summary of one worker that finished."""
+
+    rank: int
+    training_seconds: float
+    epochs: int
+    steps: int
+    samples: int
+    compute_seconds: float
+    emulated_seconds: float
+    push_pull_seconds: float
+    waiting_seconds: float
+    evaluation_seconds: float
+    sent_bytes: int
+    received_bytes: int
+
+
+class TaskProvenance(Shape):
+    """Where one task ran, and on what."""
+
+    role: Role
+    rank: int
+    hostname: str
+    task_arn: str
+    cpu_model: str
+    cpu_count: int
+    threads: int
+    python_version: str
+    torch_version: str
+    grpc_version: str
+    parameters: int
+    train_samples: int
+    test_samples: int
+
+
+class TaskFailure(Shape):
+    """What a task said when it gave up."""
+
+    role: Role
+    rank: int
+    reason: str
+    lost_peer: str
+    """The peer whose loss ended it: then the root cause lies there."""
+
+
+class EmitterRecords(Shape):
+    """Records of one task: they are numbered without a gap, and the last one says so."""
+
+    role: Role
+    rank: int
+    received: int
+    expected: int | None
+    """None where the final record is missing: nobody knows."""
+    missing: int
+    """Numbers below the highest known one that are not there."""
+
+
+class ExperimentResult(Shape):
+    """experiments/<name>.json: the result of one experiment, complete or not."""
+
+    schema_version: Literal[1] = 1
+    study_id: str
+    experiment_name: str
+    status: Status
+    cause: str
+    seed: int
+    training: Training
+    compute: Compute
+    server_metrics: AsyncServerMetrics | ServerMetrics
+    worker_metrics_aggregated: WorkerMetrics
+    time_split: TimeSplit | None
+    workers: list[WorkerResult]
+    failures: list[TaskFailure]
+    provenance: list[TaskProvenance]
+    records: list[EmitterRecords]
+
+    @property
+    def mode(self) -> Mode:
+        """How the server aggregated."""
+        return self.server_metrics.mode
+
+    @property
+    def total_workers(self) -> int:
+        """Workers as planned."""
+        return self.server_metrics.total_workers
+
+    @property
+    def completed(self) -> bool:
+        """Whether its figures may be compared with others."""
+        return self.status is Status.COMPLETED
+
+    @property
+    def training_seconds(self) -> float | None:
+        """Total training time."""
+        return self.server_metrics.total_training_time_seconds
+
+    @property
+    def epoch_seconds(self) -> float | None:
+        """Average epoch time."""
+        return self.worker_metrics_aggregated.average_epoch_time_seconds
+
+    @property
+    def accuracy_percent(self) -> float | None:
+        """Final test accuracy."""
+        return self.worker_metrics_aggregated.final_test_accuracy_percent

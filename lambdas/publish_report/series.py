@@ -1,0 +1,57 @@
+"""Series that plots draw and tables list: over the epochs of a cell, over the cells of a mode.
+
+Pure; what was not measured is not in a series, so that nothing is drawn where nothing was measured.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+from lambdas.publish_report.cells import Cell, Measure, pairs
+from lambdas.publish_report.estimates import Spread, spread
+
+Series = Mapping[int, Spread]
+"""Epoch or number of workers, ascending → mean and range."""
+
+
+def epoch_durations(cell: Cell) -> Series:
+    """Per epoch the mean over workers and seeds, and the fastest and slowest of all of them."""
+    by_epoch: dict[int, list[tuple[float, float, float]]] = {}
+    for result in cell.results:
+        for epoch in result.worker_metrics_aggregated.epoch_times_by_epoch:
+            by_epoch.setdefault(epoch.epoch, []).append((epoch.avg_time, epoch.min_time, epoch.max_time))
+    series = {}
+    for number, times in sorted(by_epoch.items()):
+        averages, fastest, slowest = zip(*times, strict=True)
+        series[number] = Spread(fmean(averages), min(fastest), max(slowest), len(times))
+    return series
+
+
+def epoch_accuracies(cell: Cell) -> Series:
+    """Per epoch the mean and range over seeds, of epochs that all workers tested."""
+    by_epoch: dict[int, list[float | None]] = {}
+    for result in cell.results:
+        for epoch in result.worker_metrics_aggregated.accuracy_by_epoch:
+            if epoch.workers == cell.workers:
+                by_epoch.setdefault(epoch.epoch, []).append(epoch.test_accuracy_percent)
+    return {
+        number: measured
+        for number, values in sorted(by_epoch.items())
+        if (measured := spread(values)) is not None
+    }
+
+
+def over_workers(found: Iterable[Cell], measure: Measure) -> Series:
+    """A figure for every number of workers that has it."""
+    return {cell.workers: measured for cell in found if (measured := cell.spread(measure)) is not None}
+
+
+def speed_up(found: Sequence[Cell]) -> Series:
+    """How many times sooner than with the same mode's fewest workers, seed by seed."""
+    timed = [cell for cell in found if cell.spread(lambda result: result.training_seconds)]
+    series = {}
+    for cell in timed:
+        times = pairs(timed[0], cell, lambda result: result.training_seconds)
+        measured = spread(base / time for base, time in times if time > 0)
+        if measured is not None:
+            series[cell.workers] = measured
+    return series

@@ -1,0 +1,131 @@
+"""Tables of a study as files: summary.txt for people, summary.csv for spreadsheets, study.json for programs.
+
+Pure: results → text. Text that came from logs or studies is defused for where it will be opened:
+control characters for terminals, leading = + - @ for spreadsheets.
+"""
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+
+from contract.results import experiment_file
+from lambdas.publish_report.findings import Findings
+from lambdas.publish_report.results import AsyncServerMetrics, ExperimentResult, StudyOutcome
+from lambdas.publish_report.wording import ABSENT, compute_label, number, one_line
+
+TEXT_COLUMNS = ("Experiment", "Mode", "Workers", "Time(s)", "Epoch(s)", "Accuracy(%)")
+LEFT_ALIGNED = 2
+"""The first columns of summary.txt are words, the others figures."""
+
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""What a spreadsheet takes for a formula (OWASP, CSV Injection)."""
+
+Cell = str | int | float | None
+
+
+def summary_text(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> str:
+    """The classic table of the completed experiments; below it what did not complete, and why."""
+    labels = sorted({compute_label(result.compute) for result in results})
+    lines = [f"{outcome.name} ({outcome.study_id}): {outcome.status}", *labels, ""]
+    lines += _aligned([TEXT_COLUMNS, *(_text_row(result) for result in results if result.completed)])
+    unfinished = [result for result in results if not result.completed]
+    if unfinished:
+        lines += ["", f"Not completed: {len(unfinished)} of {len(results)}"]
+        lines += [
+            f"  {r.experiment_name}: {r.status}: {one_line(r.cause) or 'no cause known'}" for r in unfinished
+        ]
+    if outcome.warnings:
+        lines += ["", "Warnings:", *(f"  {one_line(warning)}" for warning in outcome.warnings)]
+    return "\n".join(lines) + "\n"
+
+
+def _text_row(result: ExperimentResult) -> tuple[str, ...]:
+    return (
+        result.experiment_name,
+        result.mode,
+        str(result.total_workers),
+        number(result.training_seconds),
+        number(result.epoch_seconds),
+        number(result.accuracy_percent),
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    padded = [
+        [
+            cell.ljust(width) if column < LEFT_ALIGNED else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+    header, *body = ["  ".join(cells).rstrip() for cells in padded]
+    return [header, "  ".join("-" * width for width in widths), *(body or [ABSENT])]
+
+
+def summary_csv(results: Sequence[ExperimentResult]) -> str:
+    """One row for every experiment, complete or not; an empty cell was not measured."""
+    sheet = io.StringIO()
+    rows = [_csv_row(result) for result in results]
+    writer = csv.writer(sheet, lineterminator="\n")
+    writer.writerow(rows[0] if rows else ["experiment"])
+    writer.writerows([_defused(cell) for cell in row.values()] for row in rows)
+    return sheet.getvalue()
+
+
+def _csv_row(result: ExperimentResult) -> dict[str, Cell]:
+    server, compute = result.server_metrics, result.compute
+    stale = server if isinstance(server, AsyncServerMetrics) else None
+    emulated = compute.mode == "emulated"
+    expected = [emitter.expected for emitter in result.records]
+    return {
+        "experiment": result.experiment_name,
+        "mode": result.mode,
+        "workers": result.total_workers,
+        "seed": result.seed,
+        "status": result.status,
+        "training_time_seconds": result.training_seconds,
+        "average_epoch_time_seconds": result.epoch_seconds,
+        "final_test_accuracy_percent": result.accuracy_percent,
+        "updates_per_second": server.updates_per_second,
+        "mean_step_seconds": server.mean_step_seconds,
+        "global_steps_completed": server.global_steps_completed,
+        "gradients_processed": server.gradients_processed,
+        "average_gradient_staleness": stale.average_gradient_staleness if stale else None,
+        "average_gradient_staleness_all_training": (
+            stale.average_gradient_staleness_all_training if stale else None
+        ),
+        "compute_mode": compute.mode,
+        "emulated_distribution": compute.distribution if emulated else None,
+        "emulated_mean_ms": compute.mean_ms if emulated else None,
+        "records_received": sum(emitter.received for emitter in result.records),
+        "records_expected": None if None in expected else sum(filter(None, expected)),
+        "cause": one_line(result.cause),
+    }
+
+
+def _defused(cell: Cell) -> Cell:
+    """Text that a spreadsheet would run as a formula gets an apostrophe before it; numbers stay numbers."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA_STARTS) else cell
+
+
+def study_json(outcome: StudyOutcome, results: Sequence[ExperimentResult], found: Findings) -> str:
+    """The study, what was found, and where the result of each experiment stands."""
+    document = {
+        "schema_version": 1,
+        "study_id": outcome.study_id,
+        "name": outcome.name,
+        "status": outcome.status,
+        "started_at": outcome.started_at.isoformat(),
+        "ended_at": outcome.ended_at.isoformat(),
+        "study": dict(outcome.document),
+        "findings": [found.headline, *found.sentences],
+        "notes": list(found.notes),
+        "warnings": list(outcome.warnings),
+        "experiments": [
+            {**_csv_row(result), "cause": result.cause, "file": experiment_file(result.experiment_name)}
+            for result in results
+        ],
+    }
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,73 @@
+"""Figures as people read them: seconds, percent, ratios, counts.
+
+Pure text; a figure that was not measured is a dash, never a zero.
+"""
+
+from contract.study import Compute
+
+ABSENT = "–"
+
+
+def seconds(value: float | None) -> str:
+    """A duration with three significant digits: 0.42 s, 5.8 s, 1,204 s."""
+    if value is None:
+        return ABSENT
+    if value < 0.1:
+        return f"{value * 1000:.3g} ms"
+    return f"{value:.2f} s" if value < 1 else f"{value:,.1f} s" if value < 100 else f"{value:,.0f} s"
+
+
+def milliseconds(value: float | None) -> str:
+    """A step's duration, given in seconds."""
+    if value is None:
+        return ABSENT
+    value *= 1000
+    return f"{value:,.2f} ms" if value < 10 else f"{value:,.1f} ms" if value < 1000 else f"{value:,.0f} ms"
+
+
+def percent(value: float | None) -> str:
+    """A percentage, given as such."""
+    return ABSENT if value is None else f"{value:.1f} %"
+
+
+def share(value: float | None) -> str:
+    """A percentage, given as a share of 1."""
+    return ABSENT if value is None else f"{100 * value:.0f} %"
+
+
+def ratio(value: float) -> str:
+    """How many times: 2.0×, 1.07×, 12×."""
+    return f"{value:.2f}×" if value < 1.2 else f"{value:.1f}×" if value < 10 else f"{value:.0f}×"
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """A plain figure."""
+    return ABSENT if value is None else f"{value:,.{digits}f}"
+
+
+def signed(value: float, digits: int = 1) -> str:
+    """A difference with its sign, a real minus."""
+    return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
+
+
+def count(value: int, noun: str) -> str:
+    """1 worker, 4 workers."""
+    return f"{value:,} {noun}{'' if value == 1 else 's'}"
+
+
+def listed(parts: list[str]) -> str:
+    """A, b and c."""
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+
+
+def compute_label(compute: Compute) -> str:
+    """What every plot and table says of how steps got their duration."""
+    if compute.mode == "real":
+        return "real compute"
+    return f"emulated compute: {compute.distribution}, mean {compute.mean_ms:g} ms"
+
+
+def one_line(text: str) -> str:
+    """Text of unknown origin on one line, with control characters (terminals obey them) made visible."""
+    flat = " ".join(text.split())
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)

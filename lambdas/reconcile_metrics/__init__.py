@@ -1,0 +1,1 @@
+"""ReconcileMetrics: account for every record that was emitted, then settle every experiment."""

@@ -1,0 +1,1 @@
+"""SweepTasks: no task outlives the execution that it belongs to."""

@@ -1,0 +1,241 @@
+"""Adapter to the table: studies, experiments and metric rows, in the project's own types.
+
+Used by functions and by the command line; the only place that speaks DynamoDB to them.
+"""
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import TYPE_CHECKING, Any, Self
+
+import boto3
+from boto3.dynamodb.conditions import Key
+from botocore.exceptions import ClientError
+
+from contract import table as keys
+from contract.metrics import MetricRecord, from_mapping, to_mapping
+from contract.plan import Experiment
+from contract.table import PARTITION_KEY, SORT_KEY, Status
+from lambdas.verdict import TaskOutcome, Verdict
+
+if TYPE_CHECKING:
+    from mypy_boto3_dynamodb.service_resource import Table
+
+RETENTION = timedelta(days=365)
+"""Rows leave the table after a year; the report in S3 stays."""
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """A study as stored."""
+
+    study_id: str
+    document: dict[str, Any]
+    status: Status
+    created_at: str
+    ended_at: str = ""
+
+
+@dataclass(frozen=True)
+class ExperimentRow:
+    """An experiment as stored: its plan, how far it has come, and what judging it saw."""
+
+    experiment: Experiment
+    status: Status
+    cause: str = ""
+    started_at: str = ""
+    ended_at: str = ""
+    error: dict[str, str] | None = None
+    """Error and Cause of the state machine, where its own states failed."""
+    tasks: Sequence[TaskOutcome] = ()
+    warnings: Sequence[str] = field(default=())
+
+
+def now() -> str:
+    """The present, as rows carry it."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+class ExperimentTable:
+    """Reads and writes rows; every write may be repeated without harm."""
+
+    def __init__(self, table: "Table") -> None:
+        self._table = table
+
+    @classmethod
+    def named(cls, table_name: str, session: boto3.Session | None = None) -> Self:
+        """The table of that name in the account of `session` (default: of the environment)."""
+        return cls((session or boto3.Session()).resource("dynamodb").Table(table_name))
+
+    def put_plan(self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment]) -> None:
+        """Write a study and its PLANNED experiments; rows that are there already stay as they are."""
+        study: dict[str, Any] = {
+            PARTITION_KEY: keys.study_partition(study_id),
+            SORT_KEY: keys.STUDY_SORT,
+            "document": json.dumps(document),
+            "status": Status.RUNNING,
+            "created_at": now(),
+        }
+        experiments: list[dict[str, Any]] = [
+            {
+                PARTITION_KEY: keys.study_partition(study_id),
+                SORT_KEY: keys.experiment_sort(experiment.name),
+                "experiment": experiment.model_dump_json(),
+                "position": position,
+                "status": Status.PLANNED,
+            }
+            for position, experiment in enumerate(plan)
+        ]
+        for row in (study, *experiments):
+            self._put_if_absent(row)
+
+    def study(self, study_id: str) -> StudyRow | None:
+        """The study's own row, or None where there is none."""
+        row = self._table.get_item(
+            Key={PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT},
+            ConsistentRead=True,
+        ).get("Item")
+        if row is None:
+            return None
+        return StudyRow(
+            study_id=study_id,
+            document=json.loads(str(row["document"])),
+            status=Status(str(row["status"])),
+            created_at=str(row["created_at"]),
+            ended_at=str(row.get("ended_at", "")),
+        )
+
+    def experiments(self, study_id: str) -> list[ExperimentRow]:
+        """A study's experiments in the order of its plan."""
+        rows = self._query(keys.study_partition(study_id), keys.EXPERIMENT_PREFIX)
+        return [_experiment_row(row) for row in sorted(rows, key=lambda row: int(row["position"]))]
+
+    def experiment(self, study_id: str, name: str) -> ExperimentRow:
+        """One experiment. Raises KeyError where there is none of that name."""
+        row = self._table.get_item(Key=_experiment_key(study_id, name), ConsistentRead=True).get("Item")
+        if row is None:
+            raise KeyError(f"study {study_id} has no experiment {name}")
+        return _experiment_row(row)
+
+    def settle(
+        self,
+        experiment: Experiment,
+        verdict: Verdict,
+        *,
+        tasks: Sequence[TaskOutcome] = (),
+        error: dict[str, str] | None = None,
+        warnings: Sequence[str] = (),
+    ) -> None:
+        """Write an experiment's verdict and what it rests on. What ABORTED says is not overwritten."""
+        self._update_unless(
+            _experiment_key(experiment.study_id, experiment.name),
+            forbidden={Status.ABORTED},
+            status=verdict.status,
+            cause=verdict.cause,
+            tasks=json.dumps([task.model_dump(mode="json") for task in tasks]),
+            error=json.dumps(error),
+            warnings=list(warnings),
+            ended_at=now(),
+        )
+
+    def abort(self, experiment: Experiment, cause: str) -> None:
+        """Mark an experiment that has no verdict as ABORTED: it starts no task from now on."""
+        self._update_unless(
+            _experiment_key(experiment.study_id, experiment.name),
+            forbidden=keys.TERMINAL,
+            status=Status.ABORTED,
+            cause=cause,
+            ended_at=now(),
+        )
+
+    def end_study(self, study_id: str, status: Status) -> None:
+        """Write how a study ended, unless it is written already."""
+        self._update_unless(
+            {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT},
+            forbidden=keys.TERMINAL,
+            status=status,
+            ended_at=now(),
+        )
+
+    def put_records(self, records: Iterable[MetricRecord]) -> int:
+        """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
+        expires_at = int((datetime.now(UTC) + RETENTION).timestamp())
+        unique = {tuple(keys.metric_key(record).values()): record for record in records}
+        with self._table.batch_writer() as batch:
+            for record in unique.values():
+                row = json.loads(json.dumps(to_mapping(record)), parse_float=Decimal)
+                batch.put_item(Item={**keys.metric_key(record), keys.EXPIRY: expires_at, **row})
+        return len(unique)
+
+    def records(
+        self, study_id: str, experiment: str, *, emitter: tuple[str, int] | None = None
+    ) -> list[MetricRecord]:
+        """Metric records of one experiment by emitter and sequence number; of one (role, rank) where given."""
+        prefix = keys.emitter_prefix(*emitter) if emitter else keys.METRIC_PREFIX
+        rows = self._query(keys.metrics_partition(study_id, experiment), prefix)
+        return [from_mapping(_record_fields(row)) for row in rows]
+
+    def _put_if_absent(self, row: dict[str, Any]) -> None:
+        try:
+            self._table.put_item(Item=row, ConditionExpression=f"attribute_not_exists({PARTITION_KEY})")
+        except ClientError as error:
+            if not _is_failed_condition(error):
+                raise
+
+    def _update_unless(
+        self, key: dict[str, str], *, forbidden: Iterable[Status], **attributes: object
+    ) -> None:
+        """Set attributes unless the row's status is one of `forbidden` or there is no such row."""
+        names = {f"#{name}": name for name in ("status", *attributes)}
+        values: dict[str, Any] = {f":{name}": value for name, value in attributes.items()}
+        banned = {f":banned{i}": status for i, status in enumerate(sorted(forbidden))}
+        try:
+            self._table.update_item(
+                Key=key,
+                UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
+                ConditionExpression=f"attribute_exists(#status) AND NOT #status IN ({', '.join(banned)})",
+                ExpressionAttributeNames=names,
+                ExpressionAttributeValues={**values, **banned},
+            )
+        except ClientError as error:
+            if not _is_failed_condition(error):
+                raise
+
+    def _query(self, partition: str, prefix: str) -> Iterator[dict[str, Any]]:
+        condition = Key(PARTITION_KEY).eq(partition) & Key(SORT_KEY).begins_with(prefix)
+        page = self._table.query(KeyConditionExpression=condition, ConsistentRead=True)
+        yield from page["Items"]
+        while "LastEvaluatedKey" in page:
+            page = self._table.query(
+                KeyConditionExpression=condition,
+                ConsistentRead=True,
+                ExclusiveStartKey=page["LastEvaluatedKey"],
+            )
+            yield from page["Items"]
+
+
+def _experiment_key(study_id: str, name: str) -> dict[str, str]:
+    return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
+
+
+def _experiment_row(row: dict[str, Any]) -> ExperimentRow:
+    return ExperimentRow(
+        experiment=Experiment.model_validate_json(row["experiment"]),
+        status=Status(row["status"]),
+        cause=row.get("cause", ""),
+        started_at=row.get("started_at", ""),
+        ended_at=row.get("ended_at", ""),
+        error=json.loads(row.get("error", "null")),
+        tasks=[TaskOutcome.model_validate(task) for task in json.loads(row.get("tasks", "[]"))],
+        warnings=row.get("warnings", ()),
+    )
+
+
+def _record_fields(row: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in row.items() if name not in {PARTITION_KEY, SORT_KEY, keys.EXPIRY}}
+
+
+def _is_failed_condition(error: ClientError) -> bool:
+    return error.response["Error"]["Code"] == "ConditionalCheckFailedException"

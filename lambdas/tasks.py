@@ -1,0 +1,101 @@
+"""Adapter to ECS: the tasks of experiments, found by their task group.
+
+Used by judge_experiment and sweep_tasks; the only place in the functions that speaks ECS.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+import boto3
+
+from lambdas.verdict import TaskOutcome
+
+if TYPE_CHECKING:
+    from mypy_boto3_ecs import ECSClient
+    from mypy_boto3_ecs.literals import DesiredStatusType
+    from mypy_boto3_ecs.type_defs import ContainerTypeDef, TaskTypeDef
+
+DESCRIBE_LIMIT = 100
+"""Tasks of one DescribeTasks call."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task of ours, running or ended."""
+
+    arn: str
+    group: str
+    ended: bool
+    outcome: TaskOutcome
+
+
+class TaskList:
+    """The tasks of one cluster."""
+
+    def __init__(self, ecs: "ECSClient", cluster_arn: str) -> None:
+        self._ecs = ecs
+        self._cluster = cluster_arn
+
+    @classmethod
+    def of(cls, cluster_arn: str, session: boto3.Session | None = None) -> Self:
+        """The tasks of that cluster, with the credentials of `session` (default: the environment's)."""
+        return cls((session or boto3.Session()).client("ecs"), cluster_arn)
+
+    def running(self) -> list[Task]:
+        """Tasks that ECS means to be running, pending ones among them."""
+        return list(self._described("RUNNING"))
+
+    def stop(self, tasks: Iterable[Task], reason: str) -> None:
+        """Ask ECS to stop tasks; one that has ended meanwhile is no error."""
+        for task in tasks:
+            self._ecs.stop_task(cluster=self._cluster, task=task.arn, reason=reason)
+
+    def end_group(self, group: str, reason: str) -> list[TaskOutcome]:
+        """Stop what still runs of a group, wait until all of it has ended, and tell how each task ended.
+
+        Raises botocore's WaiterError when a task has not ended after two minutes. ECS forgets ended tasks
+        after an hour or more.
+        """
+        self.stop((task for task in self.running() if task.group == group), reason)
+        ending = [task.arn for task in self._described("STOPPED") if task.group == group and not task.ended]
+        for some in _chunks(ending):
+            self._ecs.get_waiter("tasks_stopped").wait(
+                cluster=self._cluster, tasks=some, WaiterConfig={"Delay": 2, "MaxAttempts": 60}
+            )
+        return [task.outcome for task in self._described("STOPPED") if task.group == group]
+
+    def _described(self, desired_status: "DesiredStatusType") -> Iterator[Task]:
+        pages = self._ecs.get_paginator("list_tasks").paginate(
+            cluster=self._cluster, desiredStatus=desired_status
+        )
+        for some in _chunks([arn for page in pages for arn in page["taskArns"]]):
+            for description in self._ecs.describe_tasks(cluster=self._cluster, tasks=some)["tasks"]:
+                yield _task(description)
+
+
+def _chunks(arns: list[str]) -> Iterator[list[str]]:
+    for start in range(0, len(arns), DESCRIBE_LIMIT):
+        yield arns[start : start + DESCRIBE_LIMIT]
+
+
+def _task(description: "TaskTypeDef") -> Task:
+    containers = description.get("containers", [])
+    container: ContainerTypeDef = containers[0] if containers else {}
+    overrides = description.get("overrides", {}).get("containerOverrides", [])
+    environment = {pair["name"]: pair["value"] for o in overrides for pair in o.get("environment", [])}
+    stopped_at = description.get("stoppedAt")
+    return Task(
+        arn=description["taskArn"],
+        group=description.get("group", ""),
+        ended=description.get("lastStatus") == "STOPPED",
+        outcome=TaskOutcome(
+            role=container.get("name", ""),
+            rank=int(environment.get("WORKER_RANK", "0")),
+            task_arn=description["taskArn"],
+            exit_code=container.get("exitCode"),
+            stop_code=description.get("stopCode", ""),
+            stopped_reason=container.get("reason") or description.get("stoppedReason", ""),
+            stopped_at=stopped_at.isoformat() if stopped_at else "",
+        ),
+    )

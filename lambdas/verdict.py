@@ -1,0 +1,125 @@
+"""Judge an experiment: from how its tasks ended and what they said, COMPLETED or FAILED with the root cause.
+
+Used by judge_experiment (at once) and reconcile_metrics (when every record is there). Pure.
+"""
+
+import signal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from pydantic import BaseModel, ConfigDict
+
+from contract.metrics import MetricRecord, TaskFailed
+from contract.plan import Experiment
+from contract.table import Status
+
+_Said = Mapping[tuple[str, int], TaskFailed]
+"""(role, rank) → the last word of a task that gave up."""
+
+
+class TaskOutcome(BaseModel):
+    """How one ECS task ended, as ECS describes it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    role: str
+    rank: int = 0
+    task_arn: str = ""
+    exit_code: int | None = None
+    """None where no process ever ended: the task did not start."""
+    stop_code: str = ""
+    stopped_reason: str = ""
+    stopped_at: str = ""
+
+    @property
+    def succeeded(self) -> bool:
+        """Ended by itself, with exit code 0."""
+        return self.exit_code == 0 and self.stop_code in {"", "EssentialContainerExited"}
+
+    @property
+    def label(self) -> str:
+        """How the report calls it: "server", "worker 2"."""
+        return "server" if self.role == "server" else f"worker {self.rank}"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A status and, where it is not COMPLETED, the cause."""
+
+    status: Status
+    cause: str = ""
+
+
+class _Guilt(IntEnum):
+    """How near a failed task is to the root: lower is nearer."""
+
+    STRUCK = 0
+    """Killed by a signal, out of memory, or never started: nothing of ours came before."""
+    GAVE_UP = 1
+    """Ended by itself, for a reason of its own."""
+    LOST_PEER = 2
+    """Ended because another one was gone."""
+    STOPPED = 3
+    """Stopped by the controller."""
+
+
+def judge(
+    experiment: Experiment,
+    outcomes: Sequence[TaskOutcome],
+    records: Iterable[MetricRecord],
+    error: Mapping[str, str] | None,
+) -> Verdict:
+    """COMPLETED where every planned task ended with exit code 0, else FAILED with the root cause first.
+
+    `error` is what the state machine caught, if anything; it tells of tasks that ECS never accepted.
+    """
+    said: _Said = {(r.role, r.rank): r for r in records if isinstance(r, TaskFailed)}
+    failed = sorted(
+        (outcome for outcome in outcomes if not outcome.succeeded),
+        key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
+    )
+    told = [f"{o.label} {_reason(o, said)}" for o in failed if _guilt(o, said) < _Guilt.STOPPED]
+    if told:
+        root, *others = told
+        return Verdict(Status.FAILED, root + (f". Then: {'; '.join(others)}" if others else ""))
+    if error:
+        return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
+    if failed:
+        return Verdict(Status.FAILED, f"{failed[0].label} was stopped: {failed[0].stopped_reason}")
+    if len(outcomes) != experiment.task_count:
+        started = ", ".join(sorted(outcome.label for outcome in outcomes)) or "none"
+        return Verdict(
+            Status.FAILED,
+            f"{len(outcomes)} of {experiment.task_count} tasks were started ({started})",
+        )
+    return Verdict(Status.COMPLETED)
+
+
+def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
+    if outcome.stop_code == "UserInitiated":
+        return _Guilt.STOPPED
+    if record := said.get((outcome.role, outcome.rank)):
+        return _Guilt.LOST_PEER if record.lost_peer else _Guilt.GAVE_UP
+    if outcome.exit_code is None or outcome.exit_code > 128:
+        return _Guilt.STRUCK
+    return _Guilt.GAVE_UP
+
+
+def _reason(outcome: TaskOutcome, said: _Said) -> str:
+    if record := said.get((outcome.role, outcome.rank)):
+        return f"failed: {record.reason}"
+    if outcome.exit_code is None:
+        return f"never ran: {outcome.stopped_reason or outcome.stop_code or 'ECS gives no reason'}"
+    if outcome.exit_code > 128:
+        return f"was killed (exit code {outcome.exit_code}: {_signal_name(outcome.exit_code - 128)})"
+    return f"exited with code {outcome.exit_code}; its log stream may say why"
+
+
+def _signal_name(number: int) -> str:
+    if number == signal.SIGKILL:
+        return "SIGKILL, from outside or for lack of memory"
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

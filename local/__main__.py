@@ -1,0 +1,79 @@
+"""The supervisor of one embedded cloud: starts its parts, deploys the stack, ends them all when it ends.
+
+`python -m local --state DIR`. Ends on SIGTERM or SIGINT, with its starter where it is tied to one, and when a
+part dies.
+"""
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NoReturn
+
+import boto3
+
+from contract.errors import LockstepError
+from local.cloud import STATE, STEP, Cloud
+from local.deploy import deploy, synthesize
+from local.emulator import client_environment, start_emulator
+from local.engines import start_engine
+
+
+class _Stopped(BaseException):
+    """A signal asked for the end."""
+
+
+def main() -> int:
+    """Run until stopped. Returns the exit status: 0 when asked to end, 1 when the cloud failed."""
+    parser = argparse.ArgumentParser(prog="python -m local", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--state", type=Path, required=True, help="folder of this cloud's files")
+    parser.add_argument("--engine", choices=["process", "docker"], default="process")
+    arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    with ExitStack() as parts:
+        try:
+            watched = _start(arguments.state, arguments.engine, parts)
+            while all(process.poll() is None for process in watched):
+                time.sleep(0.5)
+            _say("a part of the embedded cloud has died; ending the others")
+        except _Stopped:
+            return 0
+        except LockstepError as error:
+            _say(str(error))
+        return 1
+
+
+def _start(state: Path, engine: str, parts: ExitStack) -> list[subprocess.Popen[bytes]]:
+    _say("starting the task engine")
+    task_engine = start_engine(engine, state)
+    parts.callback(task_engine.stop)
+    assembly_cache = STATE / "synth"
+    synthesize(assembly_cache, _say)  # while the engine warms up
+    task_engine.await_ready()
+    _say("starting the AWS emulator")
+    emulator = start_emulator(state, docker_host=task_engine.docker_host, host_name=task_engine.host_name)
+    parts.callback(emulator.stop)
+    os.environ.update(client_environment(emulator.endpoint))
+    outputs = deploy(boto3.Session(), assembly_cache, _say)
+    task_engine.provide_image(assembly_cache, _say)
+    Cloud(pid=os.getpid(), endpoint=emulator.endpoint, outputs=outputs, state=str(state)).save()
+    return [emulator.process, *task_engine.processes]
+
+
+def _say(text: str) -> None:
+    print(f"{STEP}{text}", flush=True)  # noqa: T201 - the supervisor's log is its standard output
+
+
+def _stop(number: int, frame: object) -> NoReturn:  # noqa: ARG001 - the signature of a signal handler
+    for again in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(again, signal.SIG_IGN)  # ending is under way: a second signal must not cut it short
+    raise _Stopped
+
+
+if __name__ == "__main__":
+    sys.exit(main())

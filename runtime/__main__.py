@@ -1,0 +1,71 @@
+"""Start a parameter server or a worker: `python -m runtime server|worker`.
+
+The first thing that runs in a task; reads the environment, turns every error into one line, one record and an
+exit code: 0 done, 1 failed, 2 wrong usage, 128 + signal stopped.
+"""
+
+import os
+import sys
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from contract.errors import LockstepError
+from contract.metrics import TaskFailed
+from contract.study import MAX_WORKERS
+from contract.task import TaskEnvironment
+from runtime import process
+from runtime.emitter import Emitter
+from runtime.ending import VanishedPeer
+from runtime.server import run_server
+from runtime.worker import run_worker
+
+Role = Literal["server", "worker"]
+ROLES: dict[str, Role] = {"server": "server", "worker": "worker"}
+
+MAX_REASON = 4000
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the role that `argv` names; returns the exit code."""
+    role = ROLES.get(argv[0]) if len(argv) == 1 else None
+    if role is None:
+        print("usage: python -m runtime server|worker", file=sys.stderr)  # noqa: T201 - nothing else runs yet
+        return 2
+    emitter = _emitter(role, os.environ)
+    try:
+        process.set_up()
+        environment = TaskEnvironment.from_environ(os.environ)
+        run = run_server if role == "server" else run_worker
+        run(environment, emitter)
+    except LockstepError as error:
+        peer = error.peer if isinstance(error, VanishedPeer) else ""
+        return _fail(emitter, str(error), code=1, lost_peer=peer)
+    except process.Stopped as stop:
+        return _fail(emitter, str(stop), code=stop.exit_code)
+    except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
+        traceback.print_exc()
+        return _fail(emitter, f"{type(error).__name__}: {error}", code=1)
+    return 0
+
+
+def _fail(emitter: Emitter, reason: str, *, code: int, lost_peer: str = "") -> int:
+    line = "; ".join(part.strip(" -") for part in reason.splitlines())[:MAX_REASON]
+    emitter.emit(TaskFailed, reason=line, lost_peer=lost_peer)
+    print(f"lockstep-{emitter.role}: {line}", file=sys.stderr, flush=True)  # noqa: T201 - for people and logs
+    return code
+
+
+def _emitter(role: Role, environ: Mapping[str, str]) -> Emitter:
+    """An emitter before the environment is checked, so that a refused one can be recorded too."""
+    rank = environ.get("WORKER_RANK", "") if role == "worker" else ""
+    return Emitter(
+        study=environ.get("STUDY_ID", "")[:128] or "local",
+        experiment=environ.get("EXPERIMENT_NAME", "")[:128] or "experiment",
+        role=role,
+        rank=int(rank) if rank.isdecimal() and int(rank) < MAX_WORKERS else 0,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

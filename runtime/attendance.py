@@ -1,0 +1,114 @@
+"""A worker's watch over the server: reads its notices, and notices when they stop.
+
+Runs in the worker, in two threads of its own; knows nothing of parameters.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from contract.errors import LockstepError
+from runtime.ending import Ending
+from runtime.liveness import NEWS_SECONDS, SILENCE_SECONDS
+
+SERVER = "server"
+"""What a lost server is called."""
+
+_REFUSALS = frozenset(
+    {
+        grpc.StatusCode.INVALID_ARGUMENT,
+        grpc.StatusCode.ALREADY_EXISTS,
+        grpc.StatusCode.FAILED_PRECONDITION,
+        grpc.StatusCode.RESOURCE_EXHAUSTED,
+        grpc.StatusCode.UNIMPLEMENTED,
+    }
+)
+"""The server lives and says no. Any other status means that it, or the way to it, is gone."""
+
+
+def ending_of(error: grpc.RpcError) -> Ending:
+    """What a failed call means for this worker."""
+    code, details = error.code(), error.details()
+    if code is grpc.StatusCode.ABORTED:
+        return Ending(details)
+    if code in _REFUSALS:
+        return Ending(f"refused by the server: {details}")
+    return Ending(f"the server vanished: {code.name}: {details}", SERVER)
+
+
+class Attendance:
+    """What the server's notices said so far. Once training has ended early, the reason stays."""
+
+    def __init__(
+        self, notices: Any, hang_up: Callable[[], None], silence_seconds: float = SILENCE_SECONDS
+    ) -> None:
+        """`notices`: the open Attend call; `hang_up` cancels every call that is under way."""
+        self._notices = notices
+        self._hang_up = hang_up
+        self._silence_seconds = silence_seconds
+        self._heard_at = time.monotonic()
+        self._started = threading.Event()
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._ending: Ending | None = None
+        for task in (self._listen, self._watch):
+            threading.Thread(target=task, name=f"attendance{task.__name__}", daemon=True).start()
+
+    def wait_started(self) -> None:
+        """Wait until all workers are there. Raises the reason if training ends before."""
+        self._started.wait()
+        self.check()
+
+    def sleep(self, seconds: float) -> None:
+        """Sleep, but no longer than training goes on. Raises the reason if it ended."""
+        self._over.wait(max(seconds, 0))
+        self.check()
+
+    def check(self) -> None:
+        """Raise the reason if training has ended early."""
+        if self._ending:
+            raise self._ending.error()
+
+    def cause_of(self, error: grpc.RpcError) -> LockstepError:
+        """Why a call failed: what the server said of it, or else what the status says."""
+        ending = ending_of(error)
+        if error.code() not in _REFUSALS:
+            # The same event closed the call and sent, or broke, the notices: wait for the better story.
+            self._over.wait(NEWS_SECONDS)
+            ending = self._ending or ending
+        return ending.error()
+
+    def leave(self) -> None:
+        """Stop watching: what happens to the server now does not matter any more."""
+        self._over.set()
+        self._hang_up()
+
+    def _listen(self) -> None:
+        try:
+            for notice in self._notices:
+                self._heard_at = time.monotonic()
+                match notice.WhichOneof("notice"):
+                    case "started":
+                        self._started.set()
+                    case "ended":
+                        return self._end(Ending(notice.ended.reason, notice.ended.lost_peer))
+        except grpc.RpcError as error:
+            return self._end(ending_of(error))
+        return self._end(Ending("the server vanished: it closed the connection", SERVER))
+
+    def _watch(self) -> None:
+        while not self._over.wait(1.0):
+            silent = time.monotonic() - self._heard_at
+            if silent > self._silence_seconds:
+                self._end(Ending(f"the server vanished: not heard of for {silent:.0f} s", SERVER))
+                self._hang_up()
+
+    def _end(self, ending: Ending) -> None:
+        with self._lock:
+            if not self._over.is_set():
+                self._ending = ending
+                self._over.set()
+                self._started.set()

@@ -1,0 +1,29 @@
+"""Why training ended early, in the words that all processes of an experiment share.
+
+Runs on both sides; knows nothing of how the news travels.
+"""
+
+from typing import NamedTuple
+
+from contract.errors import LockstepError, PeerLost, TrainingFailed
+
+
+class VanishedPeer(PeerLost):
+    """PeerLost that says which peer: "server" or "worker 2"."""
+
+    def __init__(self, reason: str, peer: str) -> None:
+        super().__init__(reason)
+        self.peer = peer
+
+
+class Ending(NamedTuple):
+    """The first reason that became known; later ones follow from it."""
+
+    reason: str
+    lost_peer: str = ""
+
+    def error(self) -> LockstepError:
+        """The error that ends this process."""
+        if self.lost_peer:
+            return VanishedPeer(self.reason, self.lost_peer)
+        return TrainingFailed(self.reason)

@@ -1,0 +1,78 @@
+"""How soon a vanished peer is noticed: the deadlines and gRPC options of both sides.
+
+Every process must notice within 15 s. A killed peer's socket closes at once; a frozen or cut-off one is found by
+pings. All three options are needed: without ping_timeout, a stopped process was noticed after 64 s, not 6 s.
+"""
+
+from typing import Final
+
+from runtime.codec import max_message_bytes
+
+HEARTBEAT_SECONDS: Final = 2.0
+"""How often the server says on each Attend stream that it lives."""
+
+SILENCE_SECONDS: Final = 10.0
+"""A worker that heard nothing for so long gives the server up."""
+
+CALL_SECONDS: Final = 30.0
+"""Deadline of a call that waits for nobody; a push waits for its barrier, up to the experiment's deadline."""
+
+NEWS_SECONDS: Final = 1.0
+"""How long a worker whose call failed waits for the notice that says why."""
+
+JOIN_CALL_SECONDS: Final = 5.0
+"""Deadline of one attempt to join."""
+
+JOIN_RETRY_SECONDS: Final = 30.0
+"""How long a worker tries to reach a server that does not listen yet."""
+
+JOIN_SECONDS: Final = 300.0
+"""How long the server waits for all workers."""
+
+LEAVE_SECONDS: Final = 3.0
+"""How long a server that is done waits for its workers to hang up."""
+
+FAREWELL_SECONDS: Final = 1.0
+"""How long calls that are under way then have to end: each is being told why."""
+
+_PING_MS = 4000
+_PONG_MS = 4000
+
+_KEEPALIVE = (
+    ("grpc.keepalive_time_ms", _PING_MS),
+    ("grpc.keepalive_timeout_ms", _PONG_MS),
+    ("grpc.http2.ping_timeout_ms", _PONG_MS),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+)
+
+
+def channel_options(length: int) -> list[tuple[str, int]]:
+    """Options of a worker's channel, for a model of `length` parameters."""
+    return [
+        *_KEEPALIVE,
+        *_message_limits(length),
+        # Workers start before or with their server: try again soon, not after a minute.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # Peers are addressed directly; a proxy in the environment is for other things.
+        ("grpc.enable_http_proxy", 0),
+    ]
+
+
+def server_options(length: int) -> list[tuple[str, int]]:
+    """Options of the server, for a model of `length` parameters."""
+    return [
+        *_KEEPALIVE,
+        *_message_limits(length),
+        # Workers ping a server that may have nothing to say for long: never call that abuse.
+        ("grpc.http2.max_ping_strikes", 0),
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
+        # A port that another server holds is an error, not a port to share.
+        ("grpc.so_reuseport", 0),
+    ]
+
+
+def _message_limits(length: int) -> list[tuple[str, int]]:
+    limit = max_message_bytes(length)
+    return [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit)]

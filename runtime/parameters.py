@@ -1,0 +1,42 @@
+"""One flat fp32 buffer under a model's parameters, and one under its gradients.
+
+Runs on both sides. A push is then one contiguous piece of memory: nothing is gathered or scattered.
+"""
+
+import torch
+from torch import Tensor, nn
+
+
+class FlatModel:
+    """A model whose parameters and gradients are views into `parameters` and `gradient`.
+
+    Both are contiguous, one-dimensional and fp32, in the order of `module.parameters()`.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        """Move the module's parameters into flat buffers. Raises ValueError for what they cannot carry."""
+        if any(True for _ in module.buffers()):
+            # BatchNorm's running averages would stay behind on each worker.
+            raise ValueError(f"{type(module).__name__} has buffers beside its parameters: not supported")
+        parts = list(module.parameters())
+        if any(part.dtype != torch.float32 for part in parts):
+            raise ValueError(f"{type(module).__name__} has parameters that are not fp32: not supported")
+        self.module = module
+        self.parameters = torch.cat([part.detach().reshape(-1) for part in parts])
+        self.gradient = torch.zeros_like(self.parameters)
+        start = 0
+        for part in parts:
+            end = start + part.numel()
+            part.data = self.parameters[start:end].view_as(part)
+            part.grad = self.gradient[start:end].view_as(part)
+            start = end
+
+    @property
+    def length(self) -> int:
+        """Number of parameters."""
+        return self.parameters.numel()
+
+
+def memory_of(flat: Tensor) -> memoryview:
+    """The bytes of a flat fp32 tensor, writable, without a copy."""
+    return flat.numpy().data.cast("B")

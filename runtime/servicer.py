@@ -1,0 +1,154 @@
+"""The gRPC face of the server's state: parse, call, translate errors.
+
+Runs in the parameter server; decides nothing.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+
+from runtime.codec import DTYPE, WireRefused, check_finite, check_header, chunks_of, fill, pieces_of
+from runtime.ending import Ending
+from runtime.liveness import HEARTBEAT_SECONDS
+from runtime.membership import AlreadyThere, InvalidMessage, Rejection, TooEarly
+from runtime.state import Phase, ServerState, Snapshot, TrainingEnded
+from runtime.wire.parameter_server_pb2 import (
+    AttendRequest,
+    Chunk,
+    Ended,
+    FinishReply,
+    FinishRequest,
+    Gradient,
+    Header,
+    Heartbeat,
+    JoinReply,
+    JoinRequest,
+    Notice,
+    Parameters,
+    PullRequest,
+    Sender,
+    Started,
+)
+from runtime.wire.parameter_server_pb2_grpc import ParameterServerServicer
+
+_STATUS = {
+    InvalidMessage: grpc.StatusCode.INVALID_ARGUMENT,
+    AlreadyThere: grpc.StatusCode.ALREADY_EXISTS,
+    TooEarly: grpc.StatusCode.FAILED_PRECONDITION,
+    TrainingEnded: grpc.StatusCode.ABORTED,
+}
+
+Context = Any
+"""grpc.ServicerContext: the package ships no types."""
+
+
+class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code has no types
+    """Answers the workers of one experiment. What each call means stands in parameter_server.proto."""
+
+    def __init__(self, state: ServerState, *, study: str, experiment: str, mode: str, workers: int) -> None:
+        self._state = state
+        self._study = study
+        self._experiment = experiment
+        self._mode = mode
+        self._workers = workers
+        self._length = state.length
+
+    def Join(self, request: JoinRequest, context: Context) -> JoinReply:  # noqa: N802 - gRPC's name
+        """Enter a worker."""
+        with self._translating(context):
+            self._state.join(self._rank(request.sender), request.parameters, request.steps)
+            return JoinReply(mode=self._mode, total_workers=self._workers)
+
+    def Attend(self, request: AttendRequest, context: Context) -> Iterator[Notice]:  # noqa: N802 - gRPC's name
+        """Notices for a worker, until it leaves or training ends early."""
+        with self._translating(context):
+            rank = self._rank(request.sender)
+            self._state.attend(rank)
+        # However the stream closes, gRPC then calls back: this is how a vanished worker is noticed.
+        if not context.add_callback(lambda: self._state.leave(rank)):
+            self._state.leave(rank)
+        known = Phase.JOINING
+        phase: Phase | None = known
+        while phase is not None:
+            yield self._notice(known, phase)
+            if phase is Phase.ENDED:
+                return
+            known, phase = phase, self._state.watch(rank, phase, HEARTBEAT_SECONDS)
+
+    def Pull(self, request: PullRequest, context: Context) -> Parameters:  # noqa: N802 - gRPC's name
+        """The current parameters in one message."""
+        with self._translating(context):
+            snapshot = self._state.pull(self._rank(request.sender))
+        return Parameters(header=self._header(snapshot), data=snapshot.data)
+
+    def PullChunks(self, request: PullRequest, context: Context) -> Iterator[Chunk]:  # noqa: N802 - gRPC's name
+        """The current parameters in chunks."""
+        with self._translating(context):
+            snapshot = self._state.pull(self._rank(request.sender))
+        yield from chunks_of(self._header(snapshot), snapshot.data)
+
+    def PushPull(self, request: Gradient, context: Context) -> Parameters:  # noqa: N802 - gRPC's name
+        """Take a gradient, answer parameters."""
+        with self._translating(context):
+            snapshot, waited_seconds = self._push(request.header, iter([request.data]))
+        return Parameters(header=self._header(snapshot, waited_seconds), data=snapshot.data)
+
+    def PushPullChunks(  # noqa: N802 - gRPC's name
+        self, request_iterator: Iterator[Chunk], context: Context
+    ) -> Iterator[Chunk]:
+        """Take a gradient in chunks, answer parameters in chunks."""
+        with self._translating(context):
+            first = next(request_iterator, Chunk())
+            snapshot, waited_seconds = self._push(first.header, pieces_of(first, request_iterator))
+        yield from chunks_of(self._header(snapshot, waited_seconds), snapshot.data)
+
+    def Finish(self, request: FinishRequest, context: Context) -> FinishReply:  # noqa: N802 - gRPC's name
+        """A worker pushes no more."""
+        with self._translating(context):
+            version, test_final = self._state.finish(self._rank(request.sender), request.tested_version)
+            return FinishReply(version=version, test_final=test_final)
+
+    def _push(self, header: Header, pieces: Iterator[bytes]) -> tuple[Snapshot, float]:
+        rank = self._rank(header.sender)
+        slot = self._state.receive(rank, header.step, header.version)
+        try:
+            check_header(header, self._length)
+            fill(slot, pieces)
+            check_finite(slot)
+        except WireRefused as error:
+            # Without this gradient its worker cannot go on, and without the worker nobody can.
+            problem = f"worker {rank}, step {header.step}: gradient refused: {error}"
+            self._state.end(Ending(problem))
+            raise InvalidMessage(problem) from error
+        return self._state.push(rank, header.step, header.version)
+
+    def _rank(self, sender: Sender) -> int:
+        """The sender's rank. Raises InvalidMessage for a sender of another experiment."""
+        if (sender.study, sender.experiment) != (self._study, self._experiment):
+            raise InvalidMessage(
+                f"sender of {sender.study}/{sender.experiment}; expected {self._study}/{self._experiment}"
+            )
+        return sender.rank
+
+    def _header(self, snapshot: Snapshot, waited_seconds: float = 0.0) -> Header:
+        return Header(
+            version=snapshot.version, dtype=DTYPE, length=self._length, waited_seconds=waited_seconds
+        )
+
+    def _notice(self, known: Phase, phase: Phase) -> Notice:
+        ending = self._state.ending
+        if ending is not None:
+            return Notice(ended=Ended(reason=ending.reason, lost_peer=ending.lost_peer))
+        if known is Phase.JOINING and phase is not Phase.JOINING:
+            return Notice(started=Started())
+        return Notice(heartbeat=Heartbeat(version=self._state.version))
+
+    @contextmanager
+    def _translating(self, context: Context) -> Iterator[None]:
+        """The one place where our errors become gRPC status codes."""
+        try:
+            yield
+        except (Rejection, TrainingEnded) as error:
+            context.abort(_STATUS[type(error)], str(error))

@@ -1,0 +1,173 @@
+"""A worker's steps: gradient, push-pull, and where the time of each goes.
+
+Runs in the worker; knows nothing of how records are printed or how the server is found.
+"""
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+import torch.nn.functional as F  # noqa: N812 - torch's own convention
+from torch import Tensor, nn
+
+from contract.task import TaskEnvironment
+from runtime.compute import draw_seconds
+from runtime.connection import Connection
+from runtime.dataset import Split
+from runtime.parameters import FlatModel
+from runtime.sharding import Sharding
+
+TEST_BATCH = 512
+"""Samples that are tested at once: bounds memory, changes no result."""
+
+
+@dataclass(slots=True)
+class Figures:
+    """Sums over steps; times in seconds, on a monotonic clock."""
+
+    training: float = 0.0
+    compute: float = 0.0
+    """Computing the gradient and, with emulated compute, the rest of the draw."""
+    emulated: float = 0.0
+    """The draws."""
+    push_pull: float = 0.0
+    waiting: float = 0.0
+    evaluation: float = 0.0
+    steps: int = 0
+    samples: int = 0
+    loss: float = 0.0
+
+    def __iadd__(self, other: Self) -> Self:
+        for name in self.__slots__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        return self
+
+
+class Training:
+    """One worker's training: the model as the server has it, and how far it has come."""
+
+    def __init__(
+        self,
+        environment: TaskEnvironment,
+        sharding: Sharding,
+        split: Split,
+        model: FlatModel,
+        connection: Connection,
+    ) -> None:
+        """Begins with the server's parameters, not with those that `model` came with."""
+        self._environment = environment
+        self._sharding = sharding
+        self._split = split
+        self._model = model
+        self._connection = connection
+        self._epochs = 0
+        self._totals = Figures()
+        self._version = connection.pull(into=model.parameters).version
+
+    def run_epoch(self, epoch: int) -> dict[str, Any]:
+        """Train one epoch (1, 2 …); returns the fields of a WorkerEpoch that are about training."""
+        figures = Figures()
+        began = time.monotonic()
+        for indices in self._sharding.batches(self._environment.worker_rank, epoch):
+            self._step(indices, figures)
+        figures.training = time.monotonic() - began
+        self._totals += figures
+        self._epochs = epoch
+        loss = figures.loss / figures.steps
+        return {
+            "epoch": epoch,
+            "epoch_seconds": figures.training,
+            "steps": figures.steps,
+            "samples": figures.samples,
+            "samples_per_second": figures.samples / figures.training,
+            "compute_seconds": figures.compute,
+            "push_pull_seconds": figures.push_pull,
+            "waiting_seconds": figures.waiting,
+            "loss": loss if math.isfinite(loss) else None,
+        }
+
+    def test(self, split: Split, share: Tensor) -> dict[str, Any]:
+        """Test the parameters of the last push-pull; returns the other fields of a WorkerEpoch."""
+        began = time.monotonic()
+        correct = count_correct(self._model.module, split, share)
+        seconds = time.monotonic() - began
+        self._totals.evaluation += seconds
+        return {
+            "evaluation_seconds": seconds,
+            "test_correct": correct,
+            "test_samples": len(share),
+            "version": self._version,
+        }
+
+    def finish(self) -> bool:
+        """Tell the server that all is done; returns whether this worker must test the final parameters.
+
+        They are then in the model.
+        """
+        reply = self._connection.finish(self._version)
+        if reply.test_final and reply.version != self._version:
+            self._connection.pull(into=self._model.parameters)
+        return bool(reply.test_final)
+
+    def totals(self) -> dict[str, Any]:
+        """Fields of a WorkerSummary that are about training."""
+        return {
+            "training_seconds": self._totals.training,
+            "epochs": self._epochs,
+            "steps": self._totals.steps,
+            "samples": self._totals.samples,
+            "compute_seconds": self._totals.compute,
+            "emulated_seconds": self._totals.emulated,
+            "push_pull_seconds": self._totals.push_pull,
+            "waiting_seconds": self._totals.waiting,
+            "evaluation_seconds": self._totals.evaluation,
+        }
+
+    def _step(self, indices: Tensor, figures: Figures) -> None:
+        step = self._totals.steps + figures.steps
+        began = time.monotonic()
+        figures.loss += self._compute_gradient(indices)
+        if self._environment.compute_mode == "emulated":
+            draw = self._draw(step)
+            figures.emulated += draw
+            self._connection.attendance.sleep(began + draw - time.monotonic())
+        computed = time.monotonic()
+        answer = self._connection.push_pull(
+            self._model.gradient, step, self._version, into=self._model.parameters
+        )
+        self._version = answer.version
+        figures.compute += computed - began
+        figures.push_pull += time.monotonic() - computed - answer.waited_seconds
+        figures.waiting += answer.waited_seconds
+        figures.steps += 1
+        figures.samples += len(indices)
+
+    def _compute_gradient(self, indices: Tensor) -> float:
+        """Leave the mean gradient of a batch in the model's flat gradient; returns the loss."""
+        images, labels = self._split.batch(indices)
+        self._model.gradient.zero_()
+        loss = F.cross_entropy(self._model.module(images), labels)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return loss.item()
+
+    def _draw(self, step: int) -> float:
+        environment = self._environment
+        return draw_seconds(
+            environment.seed,
+            environment.worker_rank,
+            step,
+            environment.compute_distribution,
+            environment.compute_mean_ms,
+        )
+
+
+@torch.no_grad()
+def count_correct(module: nn.Module, split: Split, indices: Tensor) -> int:
+    """How many of the images at `indices` the model names rightly."""
+    correct = 0
+    for part in torch.split(indices, TEST_BATCH):
+        images, labels = split.batch(part)
+        correct += int((module(images).argmax(dim=1) == labels).sum())
+    return correct

@@ -1,0 +1,74 @@
+"""The worker: join, train epoch after epoch, test, say how it went.
+
+Runs as a task of its own, one per rank; knows nothing of how gradients are aggregated.
+"""
+
+import os
+
+import torch
+
+from contract.errors import TrainingFailed
+from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
+from contract.study import MODELS_FOR
+from contract.task import TaskEnvironment
+from runtime.connection import Connection
+from runtime.dataset import load_dataset
+from runtime.emitter import Emitter
+from runtime.model import INPUT_SHAPES, build_model
+from runtime.parameters import FlatModel
+from runtime.process import host_facts
+from runtime.sharding import Sharding, share_of_tests
+from runtime.task_metadata import TaskMetadata
+from runtime.training import Training, count_correct
+from runtime.wire.parameter_server_pb2 import Sender
+
+
+def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
+    """Train one rank's share of an experiment. Raises LockstepError if training did not finish."""
+    _check(environment)
+    data = load_dataset(environment.dataset, INPUT_SHAPES[environment.model], environment.data_directory)
+    model = FlatModel(build_model(environment.model, environment.seed))
+    workers, rank = environment.total_workers_expected, environment.worker_rank
+    sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
+    share = share_of_tests(len(data.test), workers, rank)
+    emitter.emit(
+        TaskStarted,
+        **host_facts(),
+        task_arn=TaskMetadata(os.environ).task_arn,
+        parameters=model.length,
+        train_samples=len(sharding.shard(rank, epoch=1)),
+        test_samples=len(share),
+    )
+    with Connection(
+        environment.parameter_server_address,
+        Sender(study=environment.study_id, experiment=environment.experiment_name, rank=rank),
+        parameters=model.length,
+        steps=environment.epochs * sharding.steps_per_epoch,
+        timeout_seconds=environment.experiment_timeout_seconds,
+    ) as connection:
+        training = Training(environment, sharding, data.train, model, connection)
+        for epoch in range(1, environment.epochs + 1):
+            record = training.run_epoch(epoch)
+            record |= training.test(data.test, share)
+            emitter.emit(WorkerEpoch, **record)
+        tests_final = training.finish()
+    # The parameters are here: the server need not wait while they are tested.
+    final = count_correct(model.module, data.test, torch.arange(len(data.test))) if tests_final else None
+    emitter.emit(
+        WorkerSummary,
+        **training.totals(),
+        sent_bytes=connection.sent_bytes,
+        received_bytes=connection.received_bytes,
+        final_test_correct=final,
+        final_test_samples=len(data.test) if tests_final else None,
+    )
+
+
+def _check(environment: TaskEnvironment) -> None:
+    """Refuse what cannot be trained. Raises TrainingFailed."""
+    if not environment.parameter_server_address:
+        raise TrainingFailed("PARAMETER_SERVER_ADDRESS is not set; expected the server's host:port")
+    if environment.model not in (fitting := MODELS_FOR[environment.dataset]):
+        raise TrainingFailed(
+            f"MODEL={environment.model} does not fit DATASET={environment.dataset}; choose {', '.join(fitting)}"
+        )

@@ -1,0 +1,154 @@
+"""Whole experiments over gRPC on loopback: what the modes promise, in figures."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from training_processes import Experiment, experiment
+
+from contract.metrics import (
+    ServerInterval,
+    ServerSummary,
+    TaskFailed,
+    TaskStarted,
+    WorkerEpoch,
+    WorkerSummary,
+)
+
+PATIENCE = 60.0
+
+
+def assert_all_succeed(running: Experiment) -> None:
+    codes = running.exit_codes(PATIENCE)
+    assert codes == [0] * len(running.tasks), [task.errors for task in running.tasks]
+
+
+def test_sync_workers_train_and_test_one_model(tmp_path: Path) -> None:
+    # Given three workers that share the digits
+    with experiment(tmp_path, 3, EPOCHS=2) as running:
+        assert_all_succeed(running)
+        epochs = [worker.records(WorkerEpoch) for worker in running.workers]
+        summaries = [worker.records(WorkerSummary)[0] for worker in running.workers]
+        started = [worker.records(TaskStarted)[0] for worker in running.workers]
+        server = running.server.records(ServerSummary)[0]
+        intervals = running.server.records(ServerInterval)
+    # Then their shards and shares make up the data set
+    assert sum(record.train_samples for record in started) == 1437
+    assert sum(record.test_samples for record in started) == 360
+    # Then each epoch tested one version, every image of the test set once, and the model learned
+    steps = 1437 // 3 // 16
+    for epoch, records in enumerate(zip(*epochs, strict=True), start=1):
+        assert {record.epoch for record in records} == {epoch}
+        assert {record.version for record in records} == {epoch * steps}
+        assert {record.steps for record in records} == {steps}
+        assert sum(record.test_samples for record in records) == 360
+    assert sum(records[-1].test_correct for records in epochs) > 0.6 * 360
+    assert all(records[1].loss < records[0].loss for records in epochs)
+    # Then nobody tested the final parameters again
+    assert {summary.final_test_samples for summary in summaries} == {None}
+    # Then one update was made of three gradients, none of them stale
+    assert (server.global_steps_completed, server.gradients_processed) == (2 * steps, 6 * steps)
+    assert server.staleness_histogram == {0: 6 * steps}
+    assert sum(record.updates for record in intervals) == server.global_steps_completed
+    # Then the times add up
+    for record in (record for records in epochs for record in records):
+        parts = record.compute_seconds + record.push_pull_seconds + record.waiting_seconds
+        assert parts <= record.epoch_seconds
+        assert min(record.compute_seconds, record.push_pull_seconds) > 0
+
+
+def test_the_same_seed_gives_the_same_sync_training(tmp_path: Path) -> None:
+    losses = []
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        with experiment(tmp_path / name, 2, EPOCHS=2, SEED=7) as running:
+            assert_all_succeed(running)
+            losses.append([[r.loss for r in worker.records(WorkerEpoch)] for worker in running.workers])
+    assert losses[0] == losses[1]
+
+
+def test_async_gradients_are_as_stale_as_there_are_other_workers(tmp_path: Path) -> None:
+    workers, steps = 3, 2 * (1437 // 3 // 16)
+    settings = {"LEARNING_RATE": 0.02, "COMPUTE_MODE": "emulated", "COMPUTE_MEAN_MS": 4}
+    with experiment(tmp_path, workers, SERVER_MODE="async", EPOCHS=2, **settings) as running:
+        assert_all_succeed(running)
+        summaries = [worker.records(WorkerSummary)[0] for worker in running.workers]
+        server = running.server.records(ServerSummary)[0]
+    # Then each gradient made an update of its own
+    assert server.global_steps_completed == server.gradients_processed == workers * steps
+    assert sum(server.staleness_histogram.values()) == workers * steps
+    # Then while all trained, total staleness was (N−1) per update, but for the gradients still under way
+    assert server.average_gradient_staleness_all_training is not None
+    total = server.average_gradient_staleness_all_training * server.gradients_all_training
+    missing = (workers - 1) * server.gradients_all_training - total
+    assert 0 <= round(missing) <= 2 * workers * (workers - 1)
+    # Then the worker that finished last tested the final parameters on the whole test set
+    final = [s.final_test_samples for s in summaries if s.final_test_samples is not None]
+    assert final == [360]
+    # Then every step lasted as long as its draw at least
+    assert all(0 < s.emulated_seconds <= s.compute_seconds for s in summaries)
+
+
+def test_a_large_model_travels_in_chunks(tmp_path: Path) -> None:
+    settings = {"DATASET": "synthetic", "MODEL": "cifar-cnn", "BATCH_SIZE": 32, "LEARNING_RATE": 0.02}
+    with experiment(tmp_path, 2, EPOCHS=1, **settings) as running:
+        assert_all_succeed(running)
+        summaries = [worker.records(WorkerSummary)[0] for worker in running.workers]
+        parameters = running.server.records(TaskStarted)[0].parameters
+        epochs = [worker.records(WorkerEpoch)[-1] for worker in running.workers]
+    assert parameters * 4 > 1 << 20
+    for summary in summaries:
+        assert summary.sent_bytes > summary.steps * parameters * 4
+        assert summary.received_bytes > (summary.steps + 1) * parameters * 4
+    assert sum(record.test_correct for record in epochs) > 0.5 * 512
+
+
+def test_records_are_numbered_without_a_gap(tmp_path: Path) -> None:
+    with experiment(tmp_path, 1, EPOCHS=1) as running:
+        assert_all_succeed(running)
+        for task in running.tasks:
+            numbers = [record.seq for record in task.all_records()]
+            assert numbers == list(range(len(numbers)))
+
+
+def test_the_command_line_runs_both_roles() -> None:
+    # Given a server and a worker, started as the image starts them
+    def start(role: str, **settings: str) -> subprocess.Popen[str]:
+        environ = {**os.environ, "EPOCHS": "1", "SERVER_PORT": "0", **settings}
+        return subprocess.Popen(
+            [sys.executable, "-m", "runtime", role], env=environ, text=True, stdout=subprocess.PIPE
+        )
+
+    with start("server") as server:
+        assert server.stdout is not None
+        address = next(line for line in server.stdout if "listening on" in line).split()[-1]
+        with start("worker", PARAMETER_SERVER_ADDRESS=address) as worker:
+            output, _ = worker.communicate(timeout=PATIENCE)
+        server.communicate(timeout=PATIENCE)
+    assert (server.returncode, worker.returncode) == (0, 0)
+    assert '"kind":"worker_summary"' in output
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"EPOCHS": "none"}, "task environment refused: 1 problem; EPOCHS:"),
+        ({"DATASET": "cifar10", "MODEL": "cifar-cnn"}, "cifar10: DATA_DIRECTORY is not set"),
+        ({"DATASET": "cifar10", "MODEL": "digits-cnn"}, "MODEL=digits-cnn does not fit DATASET=cifar10"),
+        ({"PARAMETER_SERVER_ADDRESS": ""}, "PARAMETER_SERVER_ADDRESS is not set"),
+    ],
+)
+def test_a_task_that_cannot_start_says_why_in_one_line(
+    settings: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    running = Experiment(tmp_path, 1)
+    try:
+        worker = running.start_worker(0, **settings)
+        assert worker.wait(PATIENCE) == 1
+    finally:
+        running.server.process.kill()
+    [failure] = worker.records(TaskFailed)
+    assert failure.reason.startswith(reason)
+    assert worker.errors == f"lockstep-worker: {failure.reason}\n"

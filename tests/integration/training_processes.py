@@ -1,0 +1,136 @@
+"""Start parameter servers and workers as processes on loopback, and read what they print.
+
+Processes are forked by a parent that has imported the runtime, as the embedded cloud does it: importing torch
+would cost each of them two seconds.
+"""
+
+import multiprocessing
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import TypeVar
+
+from contract.metrics import MetricRecord, Record, from_line, is_metric_line
+from runtime.__main__ import main
+
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["runtime.server", "runtime.worker"])
+
+START_SECONDS = 60.0
+"""For a process to say what is waited for, on however slow a machine."""
+
+R = TypeVar("R", bound=Record)
+
+
+def _run(role: str, environ: dict[str, str], stem: Path) -> None:
+    for descriptor, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(stem.with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_APPEND), descriptor)
+    os.environ.clear()
+    os.environ.update(environ)
+    os._exit(main([role]))
+
+
+class Task:
+    """One server or worker process."""
+
+    def __init__(self, role: str, environ: dict[str, str], stem: Path) -> None:
+        self._stem = stem
+        self.process: BaseProcess = CONTEXT.Process(target=_run, args=(role, environ, stem), daemon=True)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        assert self.process.pid is not None
+        return self.process.pid
+
+    @property
+    def output(self) -> str:
+        return self._read(".out")
+
+    @property
+    def errors(self) -> str:
+        return self._read(".err")
+
+    def all_records(self) -> list[MetricRecord]:
+        """Its records, in order; every metric line must parse."""
+        return [from_line(line) for line in self.output.splitlines() if is_metric_line(line)]
+
+    def records(self, kind: type[R]) -> list[R]:
+        """Its records of one kind."""
+        return [record for record in self.all_records() if isinstance(record, kind)]
+
+    def wait(self, seconds: float) -> int | None:
+        """The exit code, or None if it still runs after `seconds`."""
+        self.process.join(seconds)
+        return self.process.exitcode
+
+    def wait_for(self, pattern: str) -> re.Match[str]:
+        """Wait until the output matches `pattern`."""
+        deadline = time.monotonic() + START_SECONDS
+        while not (match := re.search(pattern, self.output)):
+            assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.errors}"
+            assert time.monotonic() < deadline, f"no {pattern!r} in {self.output!r}"
+            time.sleep(0.02)
+        return match
+
+    def _read(self, suffix: str) -> str:
+        path = self._stem.with_suffix(suffix)
+        return path.read_text() if path.exists() else ""
+
+
+class Experiment:
+    """A server and its workers, each with the same settings."""
+
+    def __init__(self, folder: Path, workers: int, **settings: object) -> None:
+        """`settings`: variables of the task environment."""
+        self._folder = folder
+        self._environ = {
+            "PATH": os.environ.get("PATH", ""),
+            "STUDY_ID": "study",
+            "EXPERIMENT_NAME": folder.name,
+            "TOTAL_WORKERS_EXPECTED": str(workers),
+            "SERVER_PORT": "0",
+            **{name: str(value) for name, value in settings.items()},
+        }
+        self.server = Task("server", self._environ, folder / "server")
+        self.address = self.server.wait_for(r"listening on (\S+)")[1]
+        self.workers: list[Task] = []
+
+    def start_worker(self, rank: int, **settings: object) -> Task:
+        """Start the worker of a rank, with other settings where they are given."""
+        environ = {
+            **self._environ,
+            "PARAMETER_SERVER_ADDRESS": self.address,
+            "WORKER_RANK": str(rank),
+            **{name: str(value) for name, value in settings.items()},
+        }
+        worker = Task("worker", environ, self._folder / f"worker{rank}-{len(self.workers)}")
+        self.workers.append(worker)
+        return worker
+
+    @property
+    def tasks(self) -> list[Task]:
+        return [self.server, *self.workers]
+
+    def exit_codes(self, seconds: float) -> list[int | None]:
+        """Server's and workers' exit codes, when all have ended or `seconds` are over."""
+        deadline = time.monotonic() + seconds
+        return [task.wait(max(deadline - time.monotonic(), 0)) for task in self.tasks]
+
+
+@contextmanager
+def experiment(folder: Path, workers: int, **settings: object) -> Iterator[Experiment]:
+    """An experiment with all its workers started; nothing of it is left running."""
+    running = Experiment(folder, workers, **settings)
+    try:
+        for rank in range(workers):
+            running.start_worker(rank)
+        yield running
+    finally:
+        for task in running.tasks:
+            task.process.kill()
+            task.process.join()

@@ -1,0 +1,183 @@
+"""The sentences, the intervals and the laws behind them."""
+
+from collections.abc import Sequence
+from math import inf, log
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.plan import plan
+from contract.study import Compute, parse_study
+from contract.table import Status
+from lambdas.publish_report.aggregation import experiment_result
+from lambdas.publish_report.estimates import T_975, paired_difference, paired_ratio, spread
+from lambdas.publish_report.findings import findings
+from lambdas.publish_report.laws import laws_of, longest_draw
+from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult
+from tests.unit.report_fixtures import EMULATED, study_outcome
+
+NEAR = 1e-9
+
+
+def measured(
+    mode: str,
+    workers: int,
+    seconds: float | None,
+    *,
+    seed: int = 0,
+    correct: int = 342,
+    status: Status = Status.COMPLETED,
+) -> ExperimentResult:
+    """A result that says just this much."""
+    study = parse_study(
+        {"experiments": [{"mode": mode, "workers": workers, "seed": seed}], "compute": EMULATED}
+    )
+    empty = experiment_result(ExperimentOutcome(experiment=plan(study, "study-1")[0], status=status))
+    tested = {
+        "final_test_correct": correct,
+        "final_test_samples": 360,
+        "final_test_accuracy_percent": 100 * correct / 360,
+    }
+    return empty.model_copy(
+        update={
+            "server_metrics": empty.server_metrics.model_copy(
+                update={"total_training_time_seconds": seconds, "global_steps_completed": 100}
+            ),
+            "worker_metrics_aggregated": empty.worker_metrics_aggregated.model_copy(update=tested),
+        }
+    )
+
+
+def test_one_seed_tells_the_figures_and_warns_that_there_is_no_interval() -> None:
+    found = findings([measured("sync", 4, 11.9, correct=346), measured("async", 4, 5.8, correct=342)])
+    assert found.headline == (
+        "Async with 4 workers finished 2.1× sooner than sync (5.8 s against 11.9 s) and ended at 95.0 %"
+        " against 96.1 % accuracy (4 of 360 test samples apart)."
+    )
+    assert "no interval" in found.notes[0]
+
+
+def test_the_slower_mode_is_never_called_faster() -> None:
+    found = findings([measured("sync", 4, 5.0), measured("async", 4, 10.0)])
+    assert found.headline.startswith(
+        "Sync with 4 workers finished 2.0× sooner than async (5.0 s against 10.0 s)"
+    )
+
+
+def test_single_runs_that_differ_little_are_not_told_apart() -> None:
+    found = findings([measured("sync", 4, 10.0), measured("async", 4, 9.7)])
+    assert found.headline.startswith("Async and sync with 4 workers took the same time to within 5 %")
+    assert "sooner" not in found.headline
+
+
+def runs(of_sync: Sequence[float], of_async: Sequence[float]) -> list[ExperimentResult]:
+    return [
+        measured(mode, 4, seconds, seed=seed)
+        for mode, times in (("sync", of_sync), ("async", of_async))
+        for seed, seconds in enumerate(times)
+    ]
+
+
+def test_several_seeds_give_an_interval() -> None:
+    found = findings(runs([10.0, 10.2, 9.8], [5.0, 5.1, 4.9]))
+    assert "finished 2.0× sooner" in found.headline
+    assert "95 % interval 2.0× to 2.0×, 3 seeds" in found.headline
+    assert "no interval" not in " ".join(found.notes)
+
+
+def test_where_the_interval_holds_no_difference_none_is_claimed() -> None:
+    found = findings(runs([10.0, 12.0, 8.0], [9.0, 13.0, 8.5]))
+    assert found.headline.startswith("No difference in training time detected between async and sync")
+    assert "sooner" not in found.headline
+
+
+def test_experiments_without_a_common_seed_are_not_compared() -> None:
+    found = findings([measured("sync", 4, 10, seed=1), measured("async", 4, 5, seed=2)])
+    assert "not compared" in found.headline
+
+
+def test_a_failed_experiment_is_never_compared() -> None:
+    found = findings([measured("sync", 4, 10), measured("async", 4, 5, status=Status.FAILED)])
+    assert "no async experiment with as many workers completed" in found.headline
+    assert findings([]).headline == "No experiment completed: there is nothing to compare."
+
+
+def test_one_worker_is_no_race() -> None:
+    assert (
+        "differ by chance, not by mode"
+        in findings([measured("sync", 1, 10), measured("async", 1, 5)]).headline
+    )
+
+
+def test_most_workers_make_the_headline_and_scaling_names_the_ideal() -> None:
+    found = findings([measured("sync", n, 24 / n) for n in (1, 2, 4)] + [measured("async", 4, 3.0)])
+    assert found.headline.startswith("Async with 4 workers finished 2.0× sooner")
+    assert found.sentences[-1] == "Going from 1 to 4 workers, sync got 4.0× faster (ideal: 4× faster)."
+
+
+def test_a_paired_interval_is_students_t_by_hand() -> None:
+    # differences 1, 2, 3: mean 2, standard deviation 1, t(2) = 4.303
+    estimate = paired_difference([(2, 1), (4, 2), (6, 3)])
+    assert estimate is not None
+    assert (estimate.value, estimate.pairs) == (2, 3)
+    assert estimate.low == pytest.approx(2 - 4.303 / 3**0.5)
+    assert not estimate.excludes(0)
+
+
+def test_a_ratio_is_averaged_on_logarithms() -> None:
+    estimate = paired_ratio([(2, 1), (1, 2)])
+    assert estimate is not None
+    assert estimate.value == pytest.approx(1)
+    assert log(estimate.high) == pytest.approx(T_975[0] * log(2))
+    assert paired_ratio([(0, 1)]) is None
+
+
+def test_one_pair_gives_no_interval_and_rules_nothing_out() -> None:
+    estimate = paired_difference([(5, 1)])
+    assert estimate is not None
+    assert (estimate.low, estimate.high) == (-inf, inf)
+    assert not estimate.excludes(0)
+    assert spread([None, 1.0, 3.0]) == spread([3.0, 1.0])
+    assert spread([None]) is None
+
+
+@given(st.lists(st.tuples(st.floats(0.01, 1e4), st.floats(0.01, 1e4)), min_size=1, max_size=12))
+def test_a_ratio_turned_round_is_its_inverse(pairs: list[tuple[float, float]]) -> None:
+    one, other = paired_ratio(pairs), paired_ratio([(b, a) for a, b in pairs])
+    assert one is not None
+    assert other is not None
+    assert one.value * other.value == pytest.approx(1)
+    assert one.excludes(1 + NEAR) == other.excludes(1 / (1 + NEAR)) or one.pairs == 1
+
+
+def test_the_longest_of_exponential_draws_has_the_harmonic_mean() -> None:
+    mean, deviation = longest_draw(Compute(mode="emulated", mean_ms=50), 4)
+    assert mean == pytest.approx(0.05 * (1 + 1 / 2 + 1 / 3 + 1 / 4))
+    assert deviation == pytest.approx(0.05 * (1 + 1 / 4 + 1 / 9 + 1 / 16) ** 0.5)
+    assert longest_draw(Compute(mode="emulated", distribution="constant", mean_ms=50), 4) == (0.05, 0)
+
+
+def test_simulated_training_obeys_the_laws_that_it_is_held_against() -> None:
+    results = [experiment_result(outcome) for outcome in study_outcome(workers=(2, 4), epochs=20).experiments]
+    by_statement = {
+        (law.experiment, law.statement.split(" =")[0]): law for result in results for law in laws_of(result)
+    }
+    step = by_statement["sync_4workers", "step"]
+    staleness = by_statement["async_4workers", "staleness while all trained"]
+    whole_run = by_statement["async_4workers", "staleness over the whole run"]
+    assert step.measured is not None
+    assert step.predicted is not None
+    assert step.margin is not None
+    # the simulation adds 4 ms for the round trip and testing to each step
+    assert abs(step.measured - 0.006 - step.predicted) < 2 * step.margin
+    assert staleness.predicted == 3
+    assert staleness.measured == pytest.approx(3, abs=0.05)
+    assert whole_run.predicted is None
+    assert whole_run.measured is not None
+    assert whole_run.measured <= (staleness.measured or 0)
+
+
+def test_real_compute_has_no_law_for_its_steps_and_one_worker_none_for_staleness() -> None:
+    real = study_outcome(modes=("sync", "async"), workers=(1,), compute={"mode": "real"})
+    assert [law for outcome in real.experiments for law in laws_of(experiment_result(outcome))] == []

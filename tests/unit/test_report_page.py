@@ -1,0 +1,219 @@
+"""The whole report: all files, plots that are pictures, a page that parses, escapes and stays at home."""
+
+import re
+import struct
+import subprocess
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from random import Random
+from xml.etree import ElementTree
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from contract.results import comparison_plot, experiment_file, scaling_plot
+from contract.table import Status
+from lambdas.publish_report.aggregation import experiment_result
+from lambdas.publish_report.page import render
+from lambdas.publish_report.plots import SIZE, plots
+from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
+from lambdas.publish_report.style import DOTS_PER_INCH
+from tests.unit.report_fixtures import study_outcome
+
+HOSTILE = "</p><script>alert(1)</script><img src=https://example.com/x onerror=alert(1)>\"'&"
+VOID = {"meta", "link", "br", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Collects elements, and refuses tags that do not close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.handle_startendtag(tag, attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, given, value in self.attributes if given == name]
+
+
+def page_of(outcome: StudyOutcome) -> tuple[str, Page]:
+    text = render(outcome)["report.html"].decode()
+    return text, Page(text)
+
+
+def hostile_study() -> StudyOutcome:
+    outcome = study_outcome(workers=(2,), failing="sync_2workers")
+    failed, completed = outcome.experiments
+    *records, last = failed.records
+    said = last.model_copy(update={"reason": HOSTILE})
+    started = completed.records[0].model_copy(update={"cpu_model": HOSTILE, "hostname": HOSTILE})
+    return replace(
+        outcome,
+        name=HOSTILE,
+        document={"name": HOSTILE, HOSTILE: [HOSTILE]},
+        warnings=[HOSTILE],
+        experiments=[
+            replace(failed, cause=HOSTILE, records=[*records, said]),
+            replace(completed, records=[started, *completed.records[1:]]),
+        ],
+    )
+
+
+@pytest.fixture(scope="module")
+def study() -> StudyOutcome:
+    return study_outcome(workers=(1, 2, 4), failing="sync_2workers")
+
+
+@pytest.fixture(scope="module")
+def files(study: StudyOutcome) -> dict[str, bytes]:
+    return render(study)
+
+
+def test_every_file_of_the_results_tree_is_there(study: StudyOutcome, files: dict[str, bytes]) -> None:
+    expected = {"report.html", "summary.csv", "summary.txt", "study.json"}
+    expected |= {experiment_file(outcome.experiment.name) for outcome in study.experiments}
+    expected |= {scaling_plot("png"), scaling_plot("svg")}
+    # with 2 workers sync failed: there is nothing to compare
+    expected |= {comparison_plot(workers, suffix) for workers in (1, 4) for suffix in ("png", "svg")}
+    assert files.keys() == expected
+
+
+def test_pngs_are_pictures_of_the_stated_size_without_a_date(files: dict[str, bytes]) -> None:
+    pictures = [content for path, content in files.items() if path.endswith(".png")]
+    assert len(pictures) == 3
+    for picture in pictures:
+        assert picture.startswith(b"\x89PNG\r\n\x1a\n")
+        width, height = struct.unpack(">II", picture[16:24])
+        assert (width, height) == tuple(round(inches * DOTS_PER_INCH) for inches in SIZE)
+        assert b"tEXt" not in picture
+
+
+def test_every_plot_says_that_compute_was_emulated(files: dict[str, bytes]) -> None:
+    for path, content in files.items():
+        if path.endswith(".svg"):
+            words = " ".join(ElementTree.fromstring(content).itertext())  # noqa: S314 - made by our own plots
+            assert "emulated compute: exponential, mean 50 ms" in words
+
+
+def test_shuffled_and_repeated_records_give_the_same_bytes(
+    study: StudyOutcome, files: dict[str, bytes]
+) -> None:
+    random = Random(3)
+    arrived = [
+        replace(e, records=random.sample([*e.records] * 2, k=2 * len(e.records))) for e in study.experiments
+    ]
+    again = render(replace(study, experiments=arrived))
+    assert [path for path in files if files[path] != again[path]] == []
+
+
+def test_the_page_is_whole_and_fetches_nothing(files: dict[str, bytes]) -> None:
+    text = files["report.html"].decode()
+    page = Page(text)
+    assert "script" not in page.tags
+    targets = [*page.values("src"), *page.values("href"), *page.values("xlink:href")]
+    assert targets
+    assert [target for target in targets if re.match(r"(?i)\s*(https?:|//|javascript:)", target)] == []
+    assert re.findall(r"url\((?!#)[^)]*\)|@import", text) == []
+    assert any("default-src 'none'" in value for value in page.values("content"))
+    links = [value for tag, name, value in page.attributes if (tag, name) == ("a", "href")]
+    assert set(links) == files.keys() - {"report.html"}
+
+
+def test_the_page_can_be_read_by_those_who_do_not_see_it(files: dict[str, bytes]) -> None:
+    text = files["report.html"].decode()
+    page = Page(text)
+    assert page.tags.count("caption") == page.tags.count("table") > 4
+    assert all(scope in {"row", "col"} for scope in page.values("scope"))
+    assert page.values("role").count("img") == page.tags.count("svg") == 3
+    identities = page.values("id")
+    assert len(identities) == len(set(identities))
+    pointed_at = {value for name in ("aria-labelledby", "xlink:href") for value in page.values(name)}
+    assert {value.removeprefix("#") for value in pointed_at} <= set(identities)
+    assert set(re.findall(r"url\(#([^)]*)\)", text)) <= set(identities)
+
+
+def test_failures_with_their_cause_come_before_all_findings(files: dict[str, bytes]) -> None:
+    text = files["report.html"].decode()
+    failed, finding = text.index("1 of 6 experiments did not complete"), text.index('class="headline"')
+    assert failed < text.index("worker 1 was killed (exit code 137") < finding
+
+
+def test_a_study_without_failures_shows_no_failures() -> None:
+    text, _ = page_of(study_outcome(workers=(2,), compute={"mode": "real"}))
+    assert 'class="failures"' not in text
+    assert "emulated" not in text.lower()
+
+
+def test_text_from_logs_and_studies_is_only_ever_text() -> None:
+    text, page = page_of(hostile_study())
+    assert "script" not in page.tags
+    assert "img" not in page.tags
+    assert page.values("onerror") == []
+    assert HOSTILE not in text
+    # name (title and heading), document, warning, cause, reason, CPU model
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 7
+
+
+def test_where_nothing_completed_the_scaling_plot_says_so() -> None:
+    outcome = study_outcome(workers=(2,))
+    nothing = replace(
+        outcome,
+        status=Status.FAILED,
+        experiments=[replace(e, status=Status.FAILED, records=()) for e in outcome.experiments],
+    )
+    drawn = render(nothing)
+    assert b"No experiment completed" in drawn[scaling_plot("svg")]
+    assert drawn[scaling_plot("png")].startswith(b"\x89PNG")
+    Page(drawn["report.html"].decode())
+    Page(render(replace(outcome, experiments=()))["report.html"].decode())
+
+
+def test_completed_experiments_whose_records_were_lost_are_still_reported() -> None:
+    outcome = study_outcome(workers=(2, 4))
+    lost = replace(outcome, experiments=[replace(e, records=()) for e in outcome.experiments])
+    text, _ = page_of(lost)
+    assert "nothing arrived" in text
+
+
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_part_of_the_records_makes_a_report(data: st.DataObject) -> None:
+    outcome = study_outcome(workers=(1, 2), epochs=2)
+
+    def thinned(experiment: ExperimentOutcome) -> ExperimentOutcome:
+        share = data.draw(st.sampled_from([0.0, 0.2, 0.6, 0.9]))
+        random = Random(data.draw(st.integers(0, 2**32)))
+        kept = [record for record in experiment.records if random.random() < share]
+        return replace(experiment, records=kept, status=data.draw(st.sampled_from(Status)))
+
+    page_of(replace(outcome, experiments=[thinned(experiment) for experiment in outcome.experiments]))
+
+
+def test_several_seeds_and_many_epochs_are_drawn() -> None:
+    outcome = study_outcome(workers=(2, 4), seeds=(0, 1, 2), epochs=40)
+    drawn = plots([experiment_result(experiment) for experiment in outcome.experiments])
+    assert b"range over seeds" in drawn[scaling_plot("svg")]
+    assert b"range over seeds" in drawn[comparison_plot(4, "svg")]
+
+
+def test_a_cold_start_does_not_pay_for_plotting() -> None:
+    check = "import sys, lambdas.publish_report.page; assert 'matplotlib' not in sys.modules"
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
