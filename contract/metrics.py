@@ -177,8 +177,11 @@ def utc_now() -> datetime:
 
 
 def to_line(record: MetricRecord) -> str:
-    """One line without its end: the marker, a space, one JSON object."""
-    return f"{MARKER} {record.model_dump_json()}"
+    """One line without its end: the marker, a space, one JSON object, all ASCII.
+
+    Log forwarders split text at more than newlines (U+2028, U+0085 …): none of those may stand in a record.
+    """
+    return f"{MARKER} {record.model_dump_json(ensure_ascii=True)}"
 
 
 def is_metric_line(text: str) -> bool:

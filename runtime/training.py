@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor, nn
+from torch.nn import functional
 
 from contract.task import TaskEnvironment
 from runtime.compute import draw_seconds
@@ -148,7 +148,7 @@ class Training:
         """Leave the mean gradient of a batch in the model's flat gradient; returns the loss."""
         images, labels = self._split.batch(indices)
         self._model.gradient.zero_()
-        loss = F.cross_entropy(self._model.module(images), labels)
+        loss = functional.cross_entropy(self._model.module(images), labels)
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.item()
 

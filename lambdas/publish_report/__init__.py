@@ -4,13 +4,15 @@ A Lambda function, and a library for the command line; only `handler` knows AWS.
 
     results      the shapes: what came out of a study, the result of one experiment
     aggregation  records → result of one experiment
-    cells        experiments of one mode and number of workers, seeds side by side
+    conditions   experiments of one mode and number of workers, seeds side by side
     estimates    spreads over seeds, paired intervals
     findings     the sentences that answer "which way wins?"
     laws         what theory says that an experiment should have measured
     wording      figures as people read them
     tables       summary.txt, summary.csv, study.json
+    series       figures over epochs, and over numbers of workers
     plots        results → PNG and SVG, in the drawing style of `style`
     sections     results → the tables of report.html
+    inline       an SVG plot as part of the page, in its colours
     page         all of it: outcome → files
 """

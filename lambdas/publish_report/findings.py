@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.study import Mode
-from lambdas.publish_report.cells import Cell, cells, compared, pairs
+from lambdas.publish_report.conditions import Condition, compared, conditions, pairs
 from lambdas.publish_report.estimates import Estimate, Spread, paired_difference, paired_ratio
 from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.wording import count, listed, percent, ratio, seconds, signed
@@ -40,16 +40,16 @@ def findings(results: Sequence[ExperimentResult]) -> Findings:
         for sync, asynchronous in both
     ]
     alone = [
-        _lonely(cell)
+        _lonely(condition)
         for mode in Mode
-        for cell in cells(completed, mode)
-        if cell.workers not in {sync.workers for sync, _ in both}
+        for condition in conditions(completed, mode)
+        if condition.workers not in {sync.workers for sync, _ in both}
     ]
     *others, headline = [*alone, *paired]
     return Findings(headline, [*others, *_scaling(completed)], _notes(completed))
 
 
-def _comparison(sync: Cell, asynchronous: Cell) -> str:
+def _comparison(sync: Condition, asynchronous: Condition) -> str:
     times = pairs(asynchronous, sync, lambda result: result.training_seconds)
     relative = paired_ratio(times)
     with_workers = f"with {count(sync.workers, 'worker')}"
@@ -77,10 +77,10 @@ def _comparison(sync: Cell, asynchronous: Cell) -> str:
     )
 
 
-def _same_work(sync: Cell, asynchronous: Cell) -> str:
+def _same_work(sync: Condition, asynchronous: Condition) -> str:
     """With one worker there is no barrier and no staleness: what differs shows how far runs differ."""
     times, accuracies = (
-        [_mean(cell.spread(measure)) for cell in (sync, asynchronous)]
+        [_mean(condition.spread(measure)) for condition in (sync, asynchronous)]
         for measure in (lambda r: r.training_seconds, lambda r: r.accuracy_percent)
     )
     return (
@@ -102,7 +102,7 @@ def _interval_of_speed(relative: Estimate) -> str:
     return f"; 95 % interval {ratio(ends[0])} to {ratio(ends[1])}, {relative.pairs} seeds"
 
 
-def _accuracy(sync: Cell, asynchronous: Cell, order: tuple[str, str]) -> str:
+def _accuracy(sync: Condition, asynchronous: Condition, order: tuple[str, str]) -> str:
     """The clause on accuracy, figures in the order in which the sentence named the modes."""
     figures = pairs(asynchronous, sync, lambda result: result.accuracy_percent)
     difference = paired_difference(figures)
@@ -124,9 +124,9 @@ def _accuracy(sync: Cell, asynchronous: Cell, order: tuple[str, str]) -> str:
     return f"; no difference in accuracy was detected ({ended}; {interval})"
 
 
-def _images_apart(sync: Cell, asynchronous: Cell) -> str:
+def _images_apart(sync: Condition, asynchronous: Condition) -> str:
     """What a difference of single runs is in test samples: the smaller, the less it means."""
-    one, other = (cell.results[0].worker_metrics_aggregated for cell in (sync, asynchronous))
+    one, other = (condition.results[0].worker_metrics_aggregated for condition in (sync, asynchronous))
     if one.final_test_correct is None or other.final_test_correct is None:
         return ""
     if one.final_test_samples != other.final_test_samples:
@@ -135,14 +135,14 @@ def _images_apart(sync: Cell, asynchronous: Cell) -> str:
     return f" ({apart} of {count(one.final_test_samples or 0, 'test sample')} apart)"
 
 
-def _lonely(cell: Cell) -> str:
-    other = Mode.ASYNC if cell.mode is Mode.SYNC else Mode.SYNC
+def _lonely(condition: Condition) -> str:
+    other = Mode.ASYNC if condition.mode is Mode.SYNC else Mode.SYNC
     time, accuracy = (
-        _mean(cell.spread(lambda result: result.training_seconds)),
-        _mean(cell.spread(lambda result: result.accuracy_percent)),
+        _mean(condition.spread(lambda result: result.training_seconds)),
+        _mean(condition.spread(lambda result: result.accuracy_percent)),
     )
     return (
-        f"{cell.mode.capitalize()} with {count(cell.workers, 'worker')} trained for {seconds(time)}"
+        f"{condition.mode.capitalize()} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
         f" and ended at {percent(accuracy)} accuracy; no {other} experiment with as many workers"
         " completed, so there is no comparison."
     )
@@ -156,7 +156,11 @@ def _scaling(results: Sequence[ExperimentResult]) -> list[str]:
     """From the fewest to the most workers, in each mode that has several."""
     by_range: dict[tuple[int, int], list[str]] = {}
     for mode in Mode:
-        measured = [cell for cell in cells(results, mode) if cell.spread(lambda r: r.training_seconds)]
+        measured = [
+            condition
+            for condition in conditions(results, mode)
+            if condition.spread(lambda r: r.training_seconds)
+        ]
         if len(measured) < 2:
             continue
         few, many = measured[0], measured[-1]

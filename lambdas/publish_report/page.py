@@ -23,7 +23,7 @@ from contract.results import (
 )
 from lambdas.publish_report import sections
 from lambdas.publish_report.aggregation import experiment_result
-from lambdas.publish_report.cells import Cell, compared
+from lambdas.publish_report.conditions import Condition, compared
 from lambdas.publish_report.findings import Findings, findings
 from lambdas.publish_report.inline import inline_svg
 from lambdas.publish_report.plots import plots
@@ -138,7 +138,9 @@ SCALING_LABEL = (
 )
 
 
-def _comparison_figure(sync: Cell, asynchronous: Cell, drawn: Mapping[str, bytes]) -> dict[str, Any]:
+def _comparison_figure(
+    sync: Condition, asynchronous: Condition, drawn: Mapping[str, bytes]
+) -> dict[str, Any]:
     label = (
         f"Four panels comparing sync and async with {count(sync.workers, 'worker')}: total training time,"
         " average epoch time, and over the epochs their duration and the test accuracy. The figures stand in"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from contract.results import comparison_plot, scaling_plot
 from contract.study import Mode
-from lambdas.publish_report.cells import Cell, Measure, cells, compared
+from lambdas.publish_report.conditions import Condition, Measure, compared, conditions
 from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.series import Series, epoch_accuracies, epoch_durations, over_workers, speed_up
 from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, drawing, png, svg
@@ -46,9 +46,9 @@ def plots(results: Sequence[ExperimentResult]) -> dict[str, bytes]:
     return files
 
 
-def _comparison(sync: Cell, asynchronous: Cell) -> "Figure":
+def _comparison(sync: Condition, asynchronous: Condition) -> "Figure":
     both = (sync, asynchronous)
-    several = len({result.seed for cell in both for result in cell.results}) > 1
+    several = len({result.seed for condition in both for result in condition.results}) > 1
     remarks = ["epoch duration: mean, fastest and slowest worker"]
     remarks += ["whiskers and accuracy band: range over seeds"] if several else []
     figure, axes = _canvas(
@@ -57,9 +57,9 @@ def _comparison(sync: Cell, asynchronous: Cell) -> "Figure":
     )
     _bars(axes[0], TIME, both, lambda result: result.training_seconds)
     _bars(axes[1], EPOCH_TIME, both, lambda result: result.epoch_seconds)
-    for cell in both:
-        _line(axes[2], cell.mode, epoch_durations(cell), band=True)
-        _line(axes[3], cell.mode, epoch_accuracies(cell), band=True)
+    for condition in both:
+        _line(axes[2], condition.mode, epoch_durations(condition), band=True)
+        _line(axes[3], condition.mode, epoch_accuracies(condition), band=True)
     _over_epochs(axes[2], "Epoch duration (s)", from_zero=True)
     _over_epochs(axes[3], "Test accuracy (%)", from_zero=False)
     _legend(figure, axes[2], axes[3])
@@ -70,7 +70,7 @@ def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
     completed = [result for result in results if result.completed]
     if not completed:
         return _nothing_completed()
-    by_mode = {mode: found for mode in Mode if (found := cells(completed, mode))}
+    by_mode = {mode: found for mode in Mode if (found := conditions(completed, mode))}
     several = len({result.seed for result in completed}) > 1
     points = "measured, mean and range over seeds" if several else "measured"
     figure, axes = _canvas(
@@ -87,7 +87,7 @@ def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
             _line(panel, mode, over_workers(found, measure), shift=shift)
         _line(axes[3], mode, speed_up(found), shift=shift)
     titles = (TIME, EPOCH_TIME, ACCURACY, "Speed-up (×)")
-    ticks = sorted({cell.workers for found in by_mode.values() for cell in found})
+    ticks = sorted({condition.workers for found in by_mode.values() for condition in found})
     for panel, title in zip(axes, titles, strict=True):
         _workers_axis(panel, title, ticks)
     for panel in axes[:2]:
@@ -122,14 +122,14 @@ def _nothing_completed() -> "Figure":
     return figure
 
 
-def _bars(axes: "Axes", title: str, both: Iterable[Cell], measure: Measure) -> None:
+def _bars(axes: "Axes", title: str, both: Iterable[Condition], measure: Measure) -> None:
     axes.set_title(title)
-    for position, cell in enumerate(both):
-        measured = cell.spread(measure)
+    for position, condition in enumerate(both):
+        measured = condition.spread(measure)
         if measured is None:
             axes.text(position, 0, "not measured", ha="center", va="bottom", color=QUIET)
             continue
-        axes.bar(position, measured.mean, width=0.56, color=LOOKS[cell.mode].colour)
+        axes.bar(position, measured.mean, width=0.56, color=LOOKS[condition.mode].colour)
         top = measured.high if measured.count > 1 else measured.mean
         if measured.count > 1:
             below, above = measured.mean - measured.low, measured.high - measured.mean
@@ -142,7 +142,7 @@ def _bars(axes: "Axes", title: str, both: Iterable[Cell], measure: Measure) -> N
             ha="center",
             fontweight="bold",
         )
-    axes.set_xticks([0, 1], [cell.mode.value for cell in both])
+    axes.set_xticks([0, 1], [condition.mode.value for condition in both])
     axes.set_xlim(-0.6, 1.6)
     axes.tick_params(axis="x", length=0)
     axes.margins(y=0.16)
@@ -208,7 +208,7 @@ def _workers_axis(axes: "Axes", title: str, ticks: Sequence[int]) -> None:
     axes.margins(y=0.12)
 
 
-def _ideal(axes: "Axes", modes: Iterable[Sequence[Cell]]) -> None:
+def _ideal(axes: "Axes", modes: Iterable[Sequence[Condition]]) -> None:
     """N times the workers, N times as fast, from each mode's own fewest workers; both scales doubling."""
     from matplotlib.ticker import FuncFormatter, NullLocator  # noqa: PLC0415 - see the module's docstring
 

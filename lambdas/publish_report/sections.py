@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from contract.study import Mode
-from lambdas.publish_report.cells import Cell, cells
+from lambdas.publish_report.conditions import Condition, conditions
 from lambdas.publish_report.estimates import Spread
 from lambdas.publish_report.laws import Law, laws_of
 from lambdas.publish_report.results import (
@@ -92,7 +92,7 @@ def scaling_figures(results: Sequence[ExperimentResult]) -> Table:
     """What the scaling plot draws."""
     columns, series = [Column("Workers")], []
     for mode in Mode:
-        found = cells(results, mode)
+        found = conditions(results, mode)
         if found:
             columns += [
                 Column(f"{mode}: {what}", "figure") for what in ("time", "epoch", "accuracy", "speed-up")
@@ -106,7 +106,7 @@ def scaling_figures(results: Sequence[ExperimentResult]) -> Table:
     return Table("Figures of the scaling plot.", columns, _joined(series))
 
 
-def comparison_figures(sync: Cell, asynchronous: Cell) -> Table:
+def comparison_figures(sync: Condition, asynchronous: Condition) -> Table:
     """What the lower panels of a comparison plot draw."""
     columns = [
         Column("Epoch"),

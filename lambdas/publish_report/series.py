@@ -1,4 +1,4 @@
-"""Series that plots draw and tables list: over the epochs of a cell, over the cells of a mode.
+"""Series that plots draw and tables list: over the epochs of a condition, over the conditions of a mode.
 
 Pure; what was not measured is not in a series, so that nothing is drawn where nothing was measured.
 """
@@ -6,17 +6,17 @@ Pure; what was not measured is not in a series, so that nothing is drawn where n
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
-from lambdas.publish_report.cells import Cell, Measure, pairs
+from lambdas.publish_report.conditions import Condition, Measure, pairs
 from lambdas.publish_report.estimates import Spread, spread
 
 Series = Mapping[int, Spread]
 """Epoch or number of workers, ascending → mean and range."""
 
 
-def epoch_durations(cell: Cell) -> Series:
+def epoch_durations(condition: Condition) -> Series:
     """Per epoch the mean over workers and seeds, and the fastest and slowest of all of them."""
     by_epoch: dict[int, list[tuple[float, float, float]]] = {}
-    for result in cell.results:
+    for result in condition.results:
         for epoch in result.worker_metrics_aggregated.epoch_times_by_epoch:
             by_epoch.setdefault(epoch.epoch, []).append((epoch.avg_time, epoch.min_time, epoch.max_time))
     series = {}
@@ -26,12 +26,12 @@ def epoch_durations(cell: Cell) -> Series:
     return series
 
 
-def epoch_accuracies(cell: Cell) -> Series:
+def epoch_accuracies(condition: Condition) -> Series:
     """Per epoch the mean and range over seeds, of epochs that all workers tested."""
     by_epoch: dict[int, list[float | None]] = {}
-    for result in cell.results:
+    for result in condition.results:
         for epoch in result.worker_metrics_aggregated.accuracy_by_epoch:
-            if epoch.workers == cell.workers:
+            if epoch.workers == condition.workers:
                 by_epoch.setdefault(epoch.epoch, []).append(epoch.test_accuracy_percent)
     return {
         number: measured
@@ -40,18 +40,22 @@ def epoch_accuracies(cell: Cell) -> Series:
     }
 
 
-def over_workers(found: Iterable[Cell], measure: Measure) -> Series:
+def over_workers(found: Iterable[Condition], measure: Measure) -> Series:
     """A figure for every number of workers that has it."""
-    return {cell.workers: measured for cell in found if (measured := cell.spread(measure)) is not None}
+    return {
+        condition.workers: measured
+        for condition in found
+        if (measured := condition.spread(measure)) is not None
+    }
 
 
-def speed_up(found: Sequence[Cell]) -> Series:
+def speed_up(found: Sequence[Condition]) -> Series:
     """How many times sooner than with the same mode's fewest workers, seed by seed."""
-    timed = [cell for cell in found if cell.spread(lambda result: result.training_seconds)]
+    timed = [condition for condition in found if condition.spread(lambda result: result.training_seconds)]
     series = {}
-    for cell in timed:
-        times = pairs(timed[0], cell, lambda result: result.training_seconds)
+    for condition in timed:
+        times = pairs(timed[0], condition, lambda result: result.training_seconds)
         measured = spread(base / time for base, time in times if time > 0)
         if measured is not None:
-            series[cell.workers] = measured
+            series[condition.workers] = measured
     return series

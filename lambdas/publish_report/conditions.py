@@ -1,6 +1,6 @@
-"""Cells of a study: completed experiments by mode and number of workers, seeds side by side.
+"""Conditions of a study: completed experiments by mode and number of workers, seeds side by side.
 
-Pure; what plots, verdict and tables mean by "async with 4 workers".
+Pure; what plots, findings and tables mean by "async with 4 workers".
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +14,7 @@ Measure = Callable[[ExperimentResult], float | None]
 
 
 @dataclass(frozen=True)
-class Cell:
+class Condition:
     """All completed experiments of one mode with one number of workers; `results` is never empty."""
 
     mode: Mode
@@ -26,24 +26,29 @@ class Cell:
         return spread(measure(result) for result in self.results)
 
 
-def cells(results: Iterable[ExperimentResult], mode: Mode) -> list[Cell]:
+def conditions(results: Iterable[ExperimentResult], mode: Mode) -> list[Condition]:
     """The completed experiments of `mode`, by number of workers, ascending; seeds ascending in each."""
     found: dict[int, list[ExperimentResult]] = {}
     for result in sorted(results, key=lambda result: (result.total_workers, result.seed)):
         if result.completed and result.mode is mode:
             found.setdefault(result.total_workers, []).append(result)
-    return [Cell(mode, workers, together) for workers, together in found.items()]
+    return [Condition(mode, workers, together) for workers, together in found.items()]
 
 
-def compared(results: Sequence[ExperimentResult]) -> list[tuple[Cell, Cell]]:
+def compared(results: Sequence[ExperimentResult]) -> list[tuple[Condition, Condition]]:
     """(sync, async) for every number of workers that completed in both modes, ascending."""
-    of_async = {cell.workers: cell for cell in cells(results, Mode.ASYNC)}
-    return [(cell, of_async[cell.workers]) for cell in cells(results, Mode.SYNC) if cell.workers in of_async]
+    of_async = {condition.workers: condition for condition in conditions(results, Mode.ASYNC)}
+    return [
+        (condition, of_async[condition.workers])
+        for condition in conditions(results, Mode.SYNC)
+        if condition.workers in of_async
+    ]
 
 
-def pairs(first: Cell, second: Cell, measure: Measure) -> list[tuple[float, float]]:
+def pairs(first: Condition, second: Condition, measure: Measure) -> list[tuple[float, float]]:
     """A figure under both conditions, for every seed that has it under both."""
     by_seed = [
-        {r.seed: value for r in cell.results if (value := measure(r)) is not None} for cell in (first, second)
+        {r.seed: value for r in condition.results if (value := measure(r)) is not None}
+        for condition in (first, second)
     ]
     return [(value, by_seed[1][seed]) for seed, value in by_seed[0].items() if seed in by_seed[1]]
