@@ -14,6 +14,7 @@ from cdk.storage import Storage
 from cdk.training import Training
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
+from contract.results import STUDIES
 
 EMBEDDED_CLOUD = "EmbeddedCloud"
 """Parameter that leaves out, behind one condition, what the embedded cloud cannot take."""
@@ -101,7 +102,11 @@ class LockstepStack(cdk.Stack):
             layers=[self.functions.report_layer],
         )
         table.grant(publish, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
-        self.storage.bucket.grant_put(publish, "studies/*")
+        publish.add_to_role_policy(
+            iam.PolicyStatement(
+                actions=["s3:PutObject"], resources=[self.storage.bucket.arn_for_objects(f"{STUDIES}/*")]
+            )
+        )
         return [plan, judge, reconcile, publish]
 
     def _add_ingestion(self) -> None:
@@ -140,9 +145,8 @@ class LockstepStack(cdk.Stack):
         function.add_to_role_policy(
             iam.PolicyStatement(
                 actions=["ecs:ListTasks"],
-                resources=[
-                    "*"
-                ],  # ListTasks knows no resource but a container instance; the condition binds it
+                # ListTasks knows no resource but a container instance; the condition binds it.
+                resources=["*"],
                 conditions={"ArnEquals": {"ecs:cluster": self.training.cluster.cluster_arn}},
             )
         )

@@ -33,13 +33,7 @@ class Training(Construct):
             retention=logs.RetentionDays.ONE_MONTH,
             removal_policy=cdk.RemovalPolicy.DESTROY,
         )
-        self._image = ecs.ContainerImage.from_asset(
-            str(REPOSITORY),
-            file="runtime/Dockerfile",
-            exclude=only("contract", "runtime"),
-            ignore_mode=cdk.IgnoreMode.GIT,
-            platform=ecr_assets.Platform.LINUX_AMD64,
-        )
+        self._image = self._runtime_image()
         self.execution_role = iam.Role(
             self,
             "ExecutionRole",
@@ -53,6 +47,18 @@ class Training(Construct):
     def task_definitions(self) -> list[ecs.FargateTaskDefinition]:
         """Server and worker."""
         return [self.server, self.worker]
+
+    def _runtime_image(self) -> ecs.ContainerImage:
+        """Built from runtime/Dockerfile at deploy time, or one that is in a registry already (context `image`)."""
+        if uri := self.node.try_get_context("image"):
+            return ecs.ContainerImage.from_registry(uri)
+        return ecs.ContainerImage.from_asset(
+            str(REPOSITORY),
+            file="runtime/Dockerfile",
+            exclude=only("contract", "runtime"),
+            ignore_mode=cdk.IgnoreMode.GIT,
+            platform=ecr_assets.Platform.LINUX_AMD64,
+        )
 
     def _task_definition(self, role: str) -> ecs.FargateTaskDefinition:
         definition = ecs.FargateTaskDefinition(

@@ -12,6 +12,11 @@ Imported everywhere; knows nothing of where an error is shown.
 """
 
 from collections.abc import Sequence
+from typing import Final
+
+MAX_LINES: Final = 50
+MAX_LINE_CHARACTERS: Final = 500
+"""What of a refusal is shown: it must fit the cause of a Fail state, at most 32,768 characters."""
 
 
 class LockstepError(Exception):
@@ -24,11 +29,16 @@ class Refused(LockstepError):
     subject = "input"
 
     def __init__(self, problems: Sequence[str]) -> None:
-        self.problems = tuple(problems)
+        self.problems = tuple(_shortened(problem) for problem in problems)
         count = f"{len(self.problems)} problem{'s' if len(self.problems) != 1 else ''}"
-        super().__init__(
-            "\n".join([f"{self.subject} refused: {count}", *(f"  - {p}" for p in self.problems)])
-        )
+        lines = [f"{self.subject} refused: {count}", *(f"  - {p}" for p in self.problems[:MAX_LINES])]
+        if len(self.problems) > MAX_LINES:
+            lines.append(f"  … and {len(self.problems) - MAX_LINES} more")
+        super().__init__("\n".join(lines))
+
+
+def _shortened(problem: str) -> str:
+    return problem if len(problem) <= MAX_LINE_CHARACTERS else f"{problem[: MAX_LINE_CHARACTERS - 1]}…"
 
 
 class StudyRefused(Refused):

@@ -8,7 +8,7 @@ import json
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from contract.errors import MetricLineRefused
 from contract.problems import path_of
@@ -23,9 +23,15 @@ FILTER_PATTERN = f'"{MARKER}"'
 MAX_LINE_BYTES = 64 * 1024
 """Longest line that is parsed; far above any record, far below a log event's limit."""
 
+LARGEST = 1e100
+"""No measurement comes near it, and the table (up to 1e126) can hold it: one absurd number in a line must
+not keep the records beside it from being stored."""
+
 Role = Literal["server", "worker"]
-Seconds = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(ge=0, le=LARGEST)]
+Rate = Annotated[float, Field(ge=0, le=LARGEST)]
+Staleness = Annotated[float, Field(ge=0, le=LARGEST)]
+Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Record(BaseModel):
@@ -41,7 +47,7 @@ class Record(BaseModel):
     """0 for the server."""
     seq: int = Field(ge=0, lt=10**9)
     """0, 1, 2 … per emitter, without a gap."""
-    timestamp: datetime
+    timestamp: AwareDatetime
     """Wall clock of the emitter (UTC): for people. Durations come from a monotonic clock."""
 
 
@@ -74,14 +80,14 @@ class WorkerEpoch(Record):
     """Training only; testing is `evaluation_seconds`, beside it."""
     steps: Count
     samples: Count
-    samples_per_second: float = Field(ge=0)
+    samples_per_second: Rate
     compute_seconds: Seconds
     push_pull_seconds: Seconds
     """Round trips, less the time that the server held the gradient back."""
     waiting_seconds: Seconds
     """Gradients held at the barrier."""
     evaluation_seconds: Seconds
-    loss: float | None
+    loss: Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
     """Mean training loss; null where it is not finite."""
     test_correct: Count
     test_samples: Count
@@ -119,9 +125,9 @@ class ServerInterval(Record):
     interval_seconds: Seconds
     version: Count
     updates: Count
-    updates_per_second: float = Field(ge=0)
+    updates_per_second: Rate
     gradients: Count
-    mean_staleness: float | None = Field(ge=0)
+    mean_staleness: Staleness | None
     """Null where no gradient came."""
     max_staleness: Count | None
 
@@ -137,15 +143,15 @@ class ServerSummary(Record):
     global_steps_completed: Count
     """Versions of the parameters: updates applied."""
     gradients_processed: Count
-    updates_per_second: float = Field(ge=0)
+    updates_per_second: Rate
     mean_step_seconds: Seconds
     """Mean time between updates; in sync mode the duration of a step."""
-    average_gradient_staleness: float = Field(ge=0)
+    average_gradient_staleness: Staleness
     """Over the whole run."""
-    average_gradient_staleness_all_training: float | None = Field(ge=0)
+    average_gradient_staleness_all_training: Staleness | None
     """Over the gradients that came while all workers were training; null where there were none."""
     gradients_all_training: Count
-    staleness_histogram: dict[int, Count]
+    staleness_histogram: dict[Count, Count]
     """Staleness → number of gradients."""
     apply_seconds: Seconds
     """Time spent in the optimizer."""

@@ -3,11 +3,16 @@
 Imported by every reader of outside input. Pure.
 """
 
+import reprlib
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+
+_BRIEF = reprlib.Repr()
+"""Shows a value without walking all of it: input may be huge, or nested deeper than repr can follow."""
+_BRIEF.maxlevel, _BRIEF.maxstring, _BRIEF.maxother = 3, 60, 60
 
 
 def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
@@ -16,19 +21,26 @@ def problems_of(error: ValidationError, model: type[BaseModel]) -> list[str]:
 
 
 def _line(detail: ErrorDetails, model: type[BaseModel]) -> str:
-    where = path_of(detail["loc"])
+    given = detail["input"]
     match detail["type"]:
         case "extra_forbidden":
             known = _known_keys(model, detail["loc"][:-1])
             near = get_close_matches(str(detail["loc"][-1]), known, n=1)
-            fix = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
-            return f"{where}: unknown key; {fix}"
+            says = "unknown key; "
+            says += f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(known)}"
         case "missing":
-            return f"{where}: missing"
+            says = "missing"
         case "value_error":
-            return f"{where}: {detail['ctx']['error']}"
+            says = str(detail["ctx"]["error"])
+        case "too_short":
+            says = "must not be empty"
+        case "model_type":
+            says = f"must be an object, not {_shown(given)}"
+        case "string_pattern_mismatch":
+            says = f"must match {detail['ctx']['pattern']}, not {_shown(given)}"
         case _:
-            return f"{where}: {_sentence(detail['msg'])}, not {_shown(detail['input'])}"
+            says = f"{_sentence(detail['msg'])}, not {_shown(given)}"
+    return f"{path_of(detail['loc'])}: {says}"
 
 
 def path_of(location: Iterable[int | str]) -> str:
@@ -40,11 +52,11 @@ def path_of(location: Iterable[int | str]) -> str:
 
 
 def _sentence(message: str) -> str:
-    return message.replace("Input should be", "must be").replace("List should have", "must have")
+    return message.replace("Input should be", "must be")
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    text = _BRIEF.repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

@@ -3,20 +3,28 @@
 Read by the plan_study function and by the command line; knows nothing of how a study is run.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from contract.errors import StudyRefused
+from contract.fargate import size_problem
 from contract.problems import problems_of
 
 MAX_WORKERS = 32
 """Largest number of workers of one experiment."""
 
 MAX_EXPERIMENTS = 100
-"""Experiments of one study: 100 × 32 workers stay below the 25,000 history events of one execution."""
+"""Experiments of one study: what all of them are started with stays below the 256 KiB of a state's output."""
+
+MAX_HISTORY_EVENTS = 25_000
+"""Events that Step Functions keeps of one execution; one more, and it fails.
+
+Source: Step Functions Developer Guide, service quotas.
+"""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
@@ -67,48 +75,42 @@ MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
 }
 """Models that fit a dataset's images; the first is the default."""
 
-FARGATE_MEMORY: Mapping[int, range] = {
-    256: range(512, 2048 + 1, 512),
-    512: range(1024, 4096 + 1, 1024),
-    1024: range(2048, 8192 + 1, 1024),
-    2048: range(4096, 16384 + 1, 1024),
-    4096: range(8192, 30720 + 1, 1024),
-    8192: range(16384, 61440 + 1, 4096),
-    16384: range(32768, 122880 + 1, 8192),
-}
-"""CPU units → memory sizes in MiB that Fargate runs on Linux.
-
-Source: Amazon ECS Developer Guide, "Fargate task definition considerations", task CPU and memory.
-"""
-
 # JSON has no enums: their members are read from strings although documents are strict.
 ModeField = Annotated[Mode, Field(strict=False)]
 Workers = Annotated[int, Field(ge=1, le=MAX_WORKERS)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
+OnceEach = Field(min_length=1, json_schema_extra={"uniqueItems": True})
 
 
 class Document(BaseModel):
     """A part of the study document: unknown keys are refused, numbers are no strings."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class Matrix(Document):
     """Every mode with every number of workers."""
 
-    mode: Annotated[list[ModeField], Field(min_length=1)] = [Mode.SYNC, Mode.ASYNC]
-    workers: Annotated[list[Workers], Field(min_length=1)] | None = None
-    """Default: those of the preset."""
+    mode: Annotated[list[ModeField], OnceEach] = [Mode.SYNC, Mode.ASYNC]
+    """Ways to aggregate gradients."""
+    workers: Annotated[list[Workers], OnceEach] | None = None
+    """Numbers of workers. Default: those of the preset."""
 
 
 class ExplicitExperiment(Document):
     """One experiment, where a matrix would be too many."""
 
     name: Name | None = None
+    """Default: made of mode, workers and seed."""
     mode: ModeField
+    """How the parameter server aggregates gradients."""
     workers: Workers
+    """Number of workers."""
     seed: Seed = 0
+    """Seed of the first parameters, the order of samples and the emulated durations."""
 
 
 class Cell(NamedTuple):
@@ -124,43 +126,43 @@ class Training(Document):
     """What every worker does; the same for all experiments of a study."""
 
     dataset: Annotated[Dataset, Field(strict=False)] = Dataset.DIGITS
+    """What is learned."""
     model: Annotated[ModelName, Field(strict=False)] | None = None
-    """Default: the first model that fits the dataset."""
+    """What learns it. Default: the first model that fits the dataset."""
     epochs: int = Field(default=5, ge=1, le=1000)
-    batch_size: int = Field(default=16, ge=1, le=65536, description="samples per worker and step")
+    """How often each worker goes through its shard of the training set."""
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    """Samples per worker and step."""
     learning_rate: float = Field(default=0.05, gt=0, le=100)
+    """Step size of SGD, the same for every mode and number of workers."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Momentum of SGD, kept by the parameter server."""
 
 
 class Compute(Document):
     """How long a step's computation lasts: as long as it does (real), or as a seeded draw says (emulated)."""
 
     mode: Literal["real", "emulated"] = "real"
+    """Real: as long as it takes. Emulated: gradients are real, a step lasts as long as a seeded draw says."""
     distribution: Literal["exponential", "constant"] = "exponential"
-    mean_ms: float = Field(
-        default=50, gt=0, le=600_000, description="mean duration of a step's computation, ms"
-    )
+    """What emulated durations are drawn from."""
+    mean_ms: float = Field(default=50, gt=0, le=600_000)
+    """Mean of the emulated duration of a step's computation, milliseconds."""
 
 
 class TaskSize(Document):
     """CPU units (1024 = one vCPU) and MiB of memory of a task."""
 
     cpu: int
+    """CPU units; 1024 are one vCPU."""
     memory: int
+    """MiB; Fargate takes certain sizes with each number of CPU units."""
 
     @model_validator(mode="after")
     def fits_fargate(self) -> Self:
         """Refuse pairs that Fargate does not run."""
-        if self.cpu not in FARGATE_MEMORY:
-            raise ValueError(
-                f"cpu {self.cpu} is no Fargate size; choose {', '.join(map(str, FARGATE_MEMORY))}"
-            )
-        sizes = FARGATE_MEMORY[self.cpu]
-        if self.memory not in sizes:
-            raise ValueError(
-                f"memory {self.memory} does not go with cpu {self.cpu};"
-                f" choose {sizes.start} to {sizes[-1]} MiB in steps of {sizes.step}"
-            )
+        if problem := size_problem(self.cpu, self.memory):
+            raise ValueError(problem)
         return self
 
 
@@ -168,18 +170,37 @@ class Study(Document):
     """A whole study. `{}` is valid: sync against async with 4 workers on the handwritten digits."""
 
     name: Name = "study"
+    """What the report calls it."""
     preset: Annotated[Preset, Field(strict=False)] = Preset.QUICK
+    """Numbers of workers where the matrix names none: quick 4; recommended 2, 4, 8; full 1 to 32."""
     matrix: Matrix = Matrix()
+    """Every mode with every number of workers, once per seed."""
     experiments: Annotated[list[ExplicitExperiment], Field(min_length=1)] | None = None
-    """Instead of a matrix."""
-    seeds: Annotated[list[Seed], Field(min_length=1)] = [0]
+    """Single experiments, instead of preset, matrix and seeds."""
+    seeds: Annotated[list[Seed], OnceEach] = [0]
+    """Seeds that the whole matrix is repeated with."""
     training: Training = Training()
+    """What every worker does."""
     compute: Compute = Compute()
+    """How long a step's computation lasts."""
     server: TaskSize = TaskSize(cpu=1024, memory=2048)
+    """Size of the parameter server's task."""
     worker: TaskSize = TaskSize(cpu=1024, memory=2048)
+    """Size of each worker's task."""
     max_parallel_experiments: int = Field(default=2, ge=1, le=40)
+    """How many experiments run at a time."""
     tolerated_failures: int = Field(default=0, ge=0)
+    """How many experiments may fail in a study that counts as completed."""
     experiment_timeout_seconds: int = Field(default=3600, ge=30, le=86400)
+    """After this long the server gives an experiment up."""
+
+    @property
+    def experiment_count(self) -> int:
+        """How many cells there are, told without making them: a refused study may ask for billions."""
+        if self.experiments is not None:
+            return len(self.experiments)
+        workers = self.matrix.workers or PRESET_WORKERS[self.preset]
+        return len(self.matrix.mode) * len(workers) * len(self.seeds)
 
     def cells(self) -> Iterator[Cell]:
         """The experiments: explicit ones as written; a matrix by workers, then seeds, modes side by side."""
@@ -240,9 +261,14 @@ def _conflicts(document: Mapping[str, Any]) -> list[str]:
                 )
     for key, values in (("seeds", document.get("seeds")), *_matrix_lists(document.get("matrix"))):
         if isinstance(values, list):
-            repeated = sorted({repr(value) for value in values if values.count(value) > 1})
-            problems += [f"{key}: {value} stands there more than once" for value in repeated]
+            problems += [f"{key}: {value!r} stands there more than once" for value in _repeated(values)]
     return problems
+
+
+def _repeated(values: Iterable[object]) -> list[str | int]:
+    """What is there more than once; values that no list of ours takes are left to validation."""
+    counts = Counter(value for value in values if type(value) in {int, str})
+    return [value for value, count in counts.items() if count > 1 and isinstance(value, str | int)]
 
 
 def _matrix_lists(matrix: object) -> list[tuple[str, object]]:
@@ -253,11 +279,23 @@ def _matrix_lists(matrix: object) -> list[tuple[str, object]]:
 
 def _unfit(study: Study) -> list[str]:
     """What only the expanded study shows."""
-    names = [cell.name for cell in study.cells()]
-    problems = [
-        f"experiments: the name '{name}' is used more than once; give each its own 'name'"
-        for name in sorted({name for name in names if names.count(name) > 1})
-    ]
-    if len(names) > MAX_EXPERIMENTS:
-        problems.append(f"matrix: {len(names)} experiments; a study has at most {MAX_EXPERIMENTS}: split it")
+    where = "matrix" if study.experiments is None else "experiments"
+    if (count := study.experiment_count) > MAX_EXPERIMENTS:
+        return [f"{where}: {count} experiments; a study has at most {MAX_EXPERIMENTS}: split it"]
+    problems = []
+    if study.experiments is not None:
+        problems += [
+            f"experiments: the name '{name}' is used more than once; give each its own 'name'"
+            for name in _repeated(cell.name for cell in study.cells())
+        ]
+    if (events := sum(history_events(cell.workers) for cell in study.cells())) > MAX_HISTORY_EVENTS:
+        problems.append(
+            f"{where}: too many workers in all: some {events} history events;"
+            f" an execution has at most {MAX_HISTORY_EVENTS}: split the study"
+        )
     return problems
+
+
+def history_events(workers: int) -> int:
+    """History events that one experiment takes: 44 of its own and 8 a worker, and some for retries."""
+    return 60 + 10 * workers

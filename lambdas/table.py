@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RETENTION = timedelta(days=365)
 """Rows leave the table after a year; the report in S3 stays."""
 
+SMALLEST = Decimal("1e-100")
+"""Magnitudes below are stored as zero: DynamoDB holds none below 1e-130."""
+
 
 @dataclass(frozen=True)
 class StudyRow:
@@ -165,7 +168,7 @@ class ExperimentTable:
         unique = {tuple(keys.metric_key(record).values()): record for record in records}
         with self._table.batch_writer() as batch:
             for record in unique.values():
-                row = json.loads(json.dumps(to_mapping(record)), parse_float=Decimal)
+                row = json.loads(json.dumps(to_mapping(record)), parse_float=_storable)
                 batch.put_item(Item={**keys.metric_key(record), keys.EXPIRY: expires_at, **row})
         return len(unique)
 
@@ -187,14 +190,20 @@ class ExperimentTable:
     def _update_unless(
         self, key: dict[str, str], *, forbidden: Iterable[Status], **attributes: object
     ) -> None:
-        """Set attributes unless the row's status is one of `forbidden` or there is no such row."""
+        """Set attributes unless the row's status is one of `forbidden` or there is no such row.
+
+        What is written of its end first stays: a verdict may be reconsidered, the end was when it was.
+        """
         names = {f"#{name}": name for name in ("status", *attributes)}
+        sets = {name: f":{name}" for name in attributes}
+        if "ended_at" in sets:
+            sets["ended_at"] = "if_not_exists(#ended_at, :ended_at)"
         values: dict[str, Any] = {f":{name}": value for name, value in attributes.items()}
         banned = {f":banned{i}": status for i, status in enumerate(sorted(forbidden))}
         try:
             self._table.update_item(
                 Key=key,
-                UpdateExpression="SET " + ", ".join(f"#{name} = :{name}" for name in attributes),
+                UpdateExpression="SET " + ", ".join(f"#{name} = {value}" for name, value in sets.items()),
                 ConditionExpression=f"attribute_exists(#status) AND NOT #status IN ({', '.join(banned)})",
                 ExpressionAttributeNames=names,
                 ExpressionAttributeValues={**values, **banned},
@@ -235,6 +244,12 @@ def _experiment_row(row: dict[str, Any]) -> ExperimentRow:
 
 def _record_fields(row: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in row.items() if name not in {PARTITION_KEY, SORT_KEY, keys.EXPIRY}}
+
+
+def _storable(number: str) -> Decimal:
+    """A JSON number as DynamoDB takes it."""
+    exact = Decimal(number)
+    return exact if abs(exact) >= SMALLEST else Decimal(0)
 
 
 def _is_failed_condition(error: ClientError) -> bool:

@@ -55,7 +55,7 @@ class _Guilt(IntEnum):
     """How near a failed task is to the root: lower is nearer."""
 
     STRUCK = 0
-    """Killed by a signal, out of memory, or never started: nothing of ours came before."""
+    """Killed by a signal, out of memory, taken away by AWS, or never started: nothing of ours came before."""
     GAVE_UP = 1
     """Ended by itself, for a reason of its own."""
     LOST_PEER = 2
@@ -101,7 +101,7 @@ def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
         return _Guilt.STOPPED
     if record := said.get((outcome.role, outcome.rank)):
         return _Guilt.LOST_PEER if record.lost_peer else _Guilt.GAVE_UP
-    if outcome.exit_code is None or outcome.exit_code > 128:
+    if outcome.exit_code is None or outcome.exit_code > 128 or _was_taken_away(outcome):
         return _Guilt.STRUCK
     return _Guilt.GAVE_UP
 
@@ -111,9 +111,16 @@ def _reason(outcome: TaskOutcome, said: _Said) -> str:
         return f"failed: {record.reason}"
     if outcome.exit_code is None:
         return f"never ran: {outcome.stopped_reason or outcome.stop_code or 'ECS gives no reason'}"
+    if _was_taken_away(outcome):
+        return f"was taken away ({outcome.stop_code}): {outcome.stopped_reason or 'ECS gives no reason'}"
     if outcome.exit_code > 128:
         return f"was killed (exit code {outcome.exit_code}: {_signal_name(outcome.exit_code - 128)})"
     return f"exited with code {outcome.exit_code}; its log stream may say why"
+
+
+def _was_taken_away(outcome: TaskOutcome) -> bool:
+    """AWS itself ended it, for example to have Spot capacity back; then the exit code says little."""
+    return outcome.stop_code not in {"", "EssentialContainerExited", "UserInitiated"}
 
 
 def _signal_name(number: int) -> str:

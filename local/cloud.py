@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Self
 
@@ -40,6 +40,8 @@ class Cloud:
     endpoint: str
     outputs: dict[str, str]
     state: str
+    supervisor: subprocess.Popen[bytes] | None = field(default=None, compare=False, repr=False)
+    """Its process, where this process has started it."""
 
     @classmethod
     def load(cls, state: Path) -> Self | None:
@@ -54,12 +56,16 @@ class Cloud:
         """Announce it, all at once."""
         file = _announcement(Path(self.state))
         draft = file.with_suffix(".draft")
-        draft.write_text(json.dumps(asdict(self)))
+        draft.write_text(
+            json.dumps({name: getattr(self, name) for name in ("pid", "endpoint", "outputs", "state")})
+        )
         draft.replace(file)
 
     def stop(self) -> None:
         """End it and everything that it runs; its files go too."""
-        if _is_supervisor(self.pid):
+        if self.supervisor is not None:
+            stop(self.supervisor, STOP_SECONDS)
+        elif _is_supervisor(self.pid):
             os.kill(self.pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_SECONDS
         while _is_supervisor(self.pid):
@@ -104,7 +110,7 @@ def _await_cloud(
             progress(step.removeprefix(STEP))
         told = len(steps)
         if cloud := Cloud.load(state):
-            return cloud
+            return replace(cloud, supervisor=supervisor)
         if supervisor.poll() is not None:
             raise ProcessFailed(f"the embedded cloud did not start:\n{tail(log)}")
         time.sleep(0.05)

@@ -11,19 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from contract.errors import LockstepError
-from contract.metrics import TaskFailed
 from contract.study import MAX_WORKERS
 from contract.task import TaskEnvironment
 from runtime import process
 from runtime.emitter import Emitter
-from runtime.ending import VanishedPeer
+from runtime.last_words import say_failed
 from runtime.server import run_server
 from runtime.worker import run_worker
 
 Role = Literal["server", "worker"]
 ROLES: dict[str, Role] = {"server": "server", "worker": "worker"}
-
-MAX_REASON = 4000
 
 
 def main(argv: Sequence[str]) -> int:
@@ -38,22 +35,15 @@ def main(argv: Sequence[str]) -> int:
         environment = TaskEnvironment.from_environ(os.environ)
         run = run_server if role == "server" else run_worker
         run(environment, emitter)
-    except LockstepError as error:
-        peer = error.peer if isinstance(error, VanishedPeer) else ""
-        return _fail(emitter, str(error), code=1, lost_peer=peer)
     except process.Stopped as stop:
-        return _fail(emitter, str(stop), code=stop.exit_code)
+        say_failed(emitter, stop)
+        return stop.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
-        traceback.print_exc()
-        return _fail(emitter, f"{type(error).__name__}: {error}", code=1)
+        if not isinstance(error, LockstepError):
+            traceback.print_exc()
+        say_failed(emitter, error)
+        return 1
     return 0
-
-
-def _fail(emitter: Emitter, reason: str, *, code: int, lost_peer: str = "") -> int:
-    line = "; ".join(part.strip(" -") for part in reason.splitlines())[:MAX_REASON]
-    emitter.emit(TaskFailed, reason=line, lost_peer=lost_peer)
-    print(f"lockstep-{emitter.role}: {line}", file=sys.stderr, flush=True)  # noqa: T201 - for people and logs
-    return code
 
 
 def _emitter(role: Role, environ: Mapping[str, str]) -> Emitter:

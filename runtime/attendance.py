@@ -12,7 +12,7 @@ import grpc
 
 from contract.errors import LockstepError
 from runtime.ending import Ending
-from runtime.liveness import NEWS_SECONDS, SILENCE_SECONDS
+from runtime.liveness import NEWS_SECONDS, SILENCE_SECONDS, STUCK_SECONDS
 
 SERVER = "server"
 """What a lost server is called."""
@@ -43,11 +43,23 @@ class Attendance:
     """What the server's notices said so far. Once training has ended early, the reason stays."""
 
     def __init__(
-        self, notices: Any, hang_up: Callable[[], None], silence_seconds: float = SILENCE_SECONDS
+        self,
+        notices: Any,
+        *,
+        hang_up: Callable[[], None],
+        abandon: Callable[[LockstepError], None],
+        silence_seconds: float = SILENCE_SECONDS,
+        stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
-        """`notices`: the open Attend call; `hang_up` cancels every call that is under way."""
+        """`notices`: the open Attend call; `hang_up` cancels every call that is under way.
+
+        `abandon` ends the process where the worker, deep in a computation, does not see that training ended.
+        """
         self._notices = notices
         self._hang_up = hang_up
+        self._abandon = abandon
+        self._stuck_seconds = stuck_seconds
+        self._noticed = threading.Event()
         self._silence_seconds = silence_seconds
         self._heard_at = time.monotonic()
         self._started = threading.Event()
@@ -70,6 +82,7 @@ class Attendance:
     def check(self) -> None:
         """Raise the reason if training has ended early."""
         if self._ending:
+            self._noticed.set()
             raise self._ending.error()
 
     def cause_of(self, error: grpc.RpcError) -> LockstepError:
@@ -79,10 +92,12 @@ class Attendance:
             # The same event closed the call and sent, or broke, the notices: wait for the better story.
             self._over.wait(NEWS_SECONDS)
             ending = self._ending or ending
+        self._noticed.set()
         return ending.error()
 
     def leave(self) -> None:
         """Stop watching: what happens to the server now does not matter any more."""
+        self._noticed.set()
         self._over.set()
         self._hang_up()
 
@@ -105,6 +120,8 @@ class Attendance:
             if silent > self._silence_seconds:
                 self._end(Ending(f"the server vanished: not heard of for {silent:.0f} s", SERVER))
                 self._hang_up()
+        if not self._noticed.wait(self._stuck_seconds) and self._ending:
+            self._abandon(self._ending.error())
 
     def _end(self, ending: Ending) -> None:
         with self._lock:

@@ -4,17 +4,18 @@ Runs in the worker; knows nothing of models or data. Every failure comes out as 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, Self
 
 import grpc
 from torch import Tensor
 
-from contract.errors import PeerLost, TrainingFailed
+from contract.errors import LockstepError, TrainingFailed
 from runtime import liveness
-from runtime.attendance import Attendance, ending_of
+from runtime.attendance import SERVER, Attendance, ending_of
 from runtime.codec import DTYPE, WireRefused, check_header, chunks_of, fill, is_chunked, pieces_of
+from runtime.ending import VanishedPeer
 from runtime.wire.parameter_server_pb2 import (
     AttendRequest,
     Chunk,
@@ -41,12 +42,19 @@ class Connection:
     """A worker that has joined. A context manager: leaving it hangs up."""
 
     def __init__(
-        self, address: str, sender: Sender, *, parameters: int, steps: int, timeout_seconds: float
+        self,
+        address: str,
+        sender: Sender,
+        *,
+        parameters: int,
+        steps: int,
+        timeout_seconds: float,
+        abandon: Callable[[LockstepError], None],
     ) -> None:
         """Join the server at `address` (host:port); returns when all workers are there.
 
         `parameters`: length of the model; `steps`: gradients that this worker will push; `timeout_seconds`:
-        how long the experiment may take.
+        how long the experiment may take; `abandon`: see Attendance.
         """
         self.sent_bytes = self.received_bytes = 0
         self._sender = sender
@@ -56,7 +64,9 @@ class Connection:
         self._stub = ParameterServerStub(self._channel)
         self._join(address, JoinRequest(sender=sender, parameters=parameters, steps=steps))
         self.attendance = Attendance(
-            self._stub.Attend(AttendRequest(sender=sender), timeout=self._remaining()), self._channel.close
+            self._stub.Attend(AttendRequest(sender=sender), timeout=self._remaining()),
+            hang_up=self._channel.close,
+            abandon=abandon,
         )
         self.attendance.wait_started()
 
@@ -109,8 +119,9 @@ class Connection:
                 if not unreachable:
                     raise ending_of(error).error() from error
                 if time.monotonic() > give_up_at:
-                    raise PeerLost(
-                        f"no server at {address} within {liveness.JOIN_RETRY_SECONDS:.0f} s: {error.details()}"
+                    raise VanishedPeer(
+                        f"no server at {address} within {liveness.JOIN_RETRY_SECONDS:.0f} s: {error.details()}",
+                        SERVER,
                     ) from error
             time.sleep(0.2)
 

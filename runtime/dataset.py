@@ -6,6 +6,7 @@ different seeds are about the same test images.
 
 import gzip
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -110,22 +111,19 @@ def _cifar10(data_directory: str) -> Data:
         ) from error
 
 
-def _define_torchvision_operators() -> None:
+@cache
+def _define_torchvision_operators() -> torch.library.Library | None:
     """Let torchvision be imported where its compiled operators do not fit torch's build.
 
     torchvision from PyPI is built against CUDA's torch; beside a CPU build its library does not load, and
     its import then fails on two operators that data sets never call. Declared, they need not be there.
     """
     if torch.version.cuda is not None:
-        return
+        return None
     library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]  # untyped in torch
     for schema in (
         "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
         "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
     ):
         library.define(schema)  # type: ignore[no-untyped-call]  # untyped in torch
-    _LIBRARIES.append(library)
-
-
-_LIBRARIES: list[torch.library.Library] = []
-"""What was declared is undone when its library is collected."""
+    return library  # kept by the cache: what was declared is undone when its library is collected

@@ -20,6 +20,9 @@ CALL_SECONDS: Final = 30.0
 NEWS_SECONDS: Final = 1.0
 """How long a worker whose call failed waits for the notice that says why."""
 
+STUCK_SECONDS: Final = 3.0
+"""How long a worker may go on computing once training has ended: a step can last longer than patience."""
+
 JOIN_CALL_SECONDS: Final = 5.0
 """Deadline of one attempt to join."""
 

@@ -17,7 +17,7 @@ import torch
 
 
 class Stopped(BaseException):
-    """The process was told to stop. No Exception: nothing that handles errors may swallow it."""
+    """The process was told to stop. Not an Exception: nothing that handles errors may swallow it."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")

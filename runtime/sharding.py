@@ -52,4 +52,4 @@ class Sharding:
 
 def share_of_tests(samples: int, workers: int, rank: int) -> Tensor:
     """Indices of the test samples that a rank tests: the ranks' shares make up the whole test set."""
-    return torch.arange(rank, samples, workers)
+    return torch.arange(samples)[rank::workers]

@@ -4,6 +4,7 @@ Runs as a task of its own, one per rank; knows nothing of how gradients are aggr
 """
 
 import os
+from functools import partial
 
 import torch
 
@@ -14,6 +15,7 @@ from contract.task import TaskEnvironment
 from runtime.connection import Connection
 from runtime.dataset import load_dataset
 from runtime.emitter import Emitter
+from runtime.last_words import abandon
 from runtime.model import INPUT_SHAPES, build_model
 from runtime.parameters import FlatModel
 from runtime.process import host_facts
@@ -45,6 +47,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
         parameters=model.length,
         steps=environment.epochs * sharding.steps_per_epoch,
         timeout_seconds=environment.experiment_timeout_seconds,
+        abandon=partial(abandon, emitter),
     ) as connection:
         training = Training(environment, sharding, data.train, model, connection)
         for epoch in range(1, environment.epochs + 1):

@@ -23,9 +23,9 @@ metrics = Metrics(namespace="Lockstep", service="ingest_metrics")
 def handler(event: CloudWatchLogsEvent, context: LambdaContext) -> dict[str, int]:  # noqa: ARG001 - Lambda passes it
     """Write the records of one delivery. A damaged line is counted and logged; its neighbours are kept."""
     batch = event.parse_logs_data()
-    if batch.message_type != "DATA_MESSAGE":
-        return {"stored": 0, "refused": 0}
-    parsed = parse_lines(log_event.message for log_event in batch.log_events)
+    # A CONTROL_MESSAGE only checks that the function can be reached; its event is no line of a task.
+    events = batch.log_events if batch.message_type == "DATA_MESSAGE" else []
+    parsed = parse_lines(event.message for event in events)
     for refusal in parsed.refusals:
         logger.warning("refused a metric line", log_stream=batch.log_stream, problem=refusal)
     stored = ExperimentTable.named(TableEnvironment.read().table_name).put_records(parsed.records)

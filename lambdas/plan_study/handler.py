@@ -8,6 +8,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.errors import StudyRefused
 from contract.plan import plan
 from contract.study import parse_study
 from lambdas.environment import TableEnvironment
@@ -19,15 +20,20 @@ logger = Logger(service="plan_study")
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
-    """Plan one study. Raises StudyRefused, whose message names every problem."""
+    """Plan one study, or refuse it: then `refusal` names every problem and nothing was written."""
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
-    study = parse_study(event["study"])
+    try:
+        study = parse_study(event["study"])
+    except StudyRefused as refusal:
+        logger.info("refused", problems=refusal.problems)
+        return {"refusal": str(refusal), "experiments": []}
     experiments = plan(study, study_id)
     table = ExperimentTable.named(TableEnvironment.read().table_name)
     table.put_plan(study_id, event["study"], experiments)
     logger.info("planned", experiments=len(experiments))
     return {
+        "refusal": "",
         "experiments": [launch_item(experiment) for experiment in experiments],
         "max_parallel_experiments": study.max_parallel_experiments,
     }

@@ -20,7 +20,7 @@ class Gaps:
     """What is missing of an experiment's records."""
 
     missing: dict[Emitter, int]
-    """Emitters whose last record is there, or that ended well → how many records are known to be missing."""
+    """Emitters → how many of their records are known to be missing; those that miss none are left out."""
     unknown: frozenset[Emitter]
     """Emitters that were cut off before a last record: how many they emitted is not known."""
 
@@ -33,27 +33,26 @@ class Gaps:
 def find_gaps(
     experiment: Experiment, outcomes: Sequence[TaskOutcome], records: Iterable[MetricRecord]
 ) -> Gaps:
-    """Compare every emitter's records with the sequence number of its last one."""
+    """Compare every emitter's records with the highest sequence number that it is known to have reached.
+
+    Records are numbered 0, 1, 2 … without a gap; one that ended well ended with a final record.
+    """
     arrived: dict[Emitter, set[int]] = {}
-    emitted: dict[Emitter, int] = {}
+    finished: set[Emitter] = set()
     for record in records:
         emitter: Emitter = (record.role, record.rank)
         arrived.setdefault(emitter, set()).add(record.seq)
         if record.kind in FINAL_KINDS:
-            emitted[emitter] = record.seq + 1
+            finished.add(emitter)
     ended_well = {(outcome.role, outcome.rank) for outcome in outcomes if outcome.succeeded}
+    emitters = _emitters(experiment)
     missing: dict[Emitter, int] = {}
-    unknown: set[Emitter] = set()
-    for emitter in _emitters(experiment):
+    for emitter in emitters:
         there = arrived.get(emitter, set())
-        if emitter in emitted:
-            if lost := emitted[emitter] - len(there):
-                missing[emitter] = lost
-        elif emitter in ended_well:
-            missing[emitter] = 1
-        else:
-            unknown.add(emitter)
-    return Gaps(missing, frozenset(unknown))
+        emitted = max(there, default=-1) + 1 + (emitter in ended_well - finished)
+        if lost := emitted - len(there):
+            missing[emitter] = lost
+    return Gaps(missing, frozenset(emitters - finished - ended_well))
 
 
 def settle(

@@ -20,6 +20,12 @@ from lambdas.table import ExperimentRow, ExperimentTable
 
 logger = Logger(service="reconcile_metrics")
 
+NOT_JUDGED = {
+    "Error": "NotJudged",
+    "Cause": "JudgeExperiment could not tell how its tasks ended; the execution's history says why",
+}
+"""Of an experiment that is still RUNNING when every other has ended."""
+
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  # noqa: ARG001 - Lambda passes it
@@ -46,7 +52,7 @@ def _wait_until_closed(
     pause = 0.25
     while True:
         gaps = [_gaps(table, row) for row in rows]
-        if all(gap.closed for gap in gaps) or time.monotonic() > deadline:
+        if all(gap.closed for gap in gaps) or time.monotonic() >= deadline:
             return gaps
         time.sleep(pause)
         pause = min(2 * pause, 10)
@@ -70,6 +76,7 @@ def _backfill(table: ExperimentTable, study_id: str, log_group_name: str) -> int
 def _settle(table: ExperimentTable, row: ExperimentRow) -> None:
     if row.status is Status.ABORTED:
         return
+    error = NOT_JUDGED if row.status is Status.RUNNING else row.error
     records = table.records(row.experiment.study_id, row.experiment.name)
-    verdict, warnings = settle(row.experiment, row.tasks, row.error, records)
-    table.settle(row.experiment, verdict, tasks=row.tasks, error=row.error, warnings=warnings)
+    verdict, warnings = settle(row.experiment, row.tasks, error, records)
+    table.settle(row.experiment, verdict, tasks=row.tasks, error=error, warnings=warnings)

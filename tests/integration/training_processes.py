@@ -87,11 +87,12 @@ class Experiment:
 
     def __init__(self, folder: Path, workers: int, **settings: object) -> None:
         """`settings`: variables of the task environment."""
+        self.name = folder.name
         self._folder = folder
         self._environ = {
             "PATH": os.environ.get("PATH", ""),
             "STUDY_ID": "study",
-            "EXPERIMENT_NAME": folder.name,
+            "EXPERIMENT_NAME": self.name,
             "TOTAL_WORKERS_EXPECTED": str(workers),
             "SERVER_PORT": "0",
             **{name: str(value) for name, value in settings.items()},

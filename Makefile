@@ -1,0 +1,55 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11 or later.
+PYTHON ?= python3
+BIN := .venv/bin
+AWS_CDK := aws-cdk@2.1148.1
+AWS_CLI := awscli==1.46.3
+
+.PHONY: setup demo test check fix generate clean
+
+setup: .venv/.installed
+
+demo: setup
+	./lockstep demo
+
+# Static checks, then the fast tests on both cores, then those that run the real chain, one after another.
+test: check .tools/aws/.installed .tools/cdk/.installed
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure
+	$(BIN)/python -m pytest -q tests/integration tests/e2e
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m contract.schema --check
+	$(BIN)/python -m tests.generated_code
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# What is written by programs and kept in the repository: `make check` fails where it is stale.
+generate: setup
+	$(BIN)/python -m tests.generated_code --write
+	$(BIN)/python -m contract.schema
+
+clean:
+	rm -rf .venv .tools .lockstep results cdk.out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.installed: requirements.txt
+	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+# The AWS CLI wants another botocore than the emulator: it has an environment of its own.
+.tools/aws/.installed: Makefile
+	$(PYTHON) -m venv .tools/aws
+	.tools/aws/bin/python -m pip install --quiet --disable-pip-version-check $(AWS_CLI)
+	touch $@
+
+.tools/cdk/.installed: Makefile .venv/.installed
+	mkdir -p .tools/cdk
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --silent --no-fund --no-audit --prefix .tools/cdk $(AWS_CDK)
+	touch $@

@@ -1,0 +1,31 @@
+"""What a task that gives up says: one record, one line, the same words.
+
+Runs in both roles; knows nothing of why.
+"""
+
+import os
+import sys
+
+from contract.errors import LockstepError
+from contract.metrics import TaskFailed
+from runtime.emitter import Emitter
+from runtime.ending import VanishedPeer
+from runtime.process import Stopped
+
+MAX_REASON = 4000
+"""Longest reason that a record holds."""
+
+
+def say_failed(emitter: Emitter, error: BaseException) -> None:
+    """Record the failure and print it on stderr, in one line however many the error has."""
+    name = "" if isinstance(error, LockstepError | Stopped) else f"{type(error).__name__}: "
+    reason = "; ".join(line.strip(" -") for line in f"{name}{error}".splitlines())[:MAX_REASON]
+    peer = error.peer if isinstance(error, VanishedPeer) else ""
+    emitter.emit(TaskFailed, reason=reason, lost_peer=peer)
+    print(f"lockstep-{emitter.role}: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - for people and logs
+
+
+def abandon(emitter: Emitter, error: LockstepError) -> None:
+    """Say why, and end the process from whatever thread: its main thread cannot be waited for."""
+    say_failed(emitter, error)
+    os._exit(1)

@@ -1,0 +1,73 @@
+"""However the command ends, and however many run at once: no process stays, no port clashes."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from local.cloud import STATE, Cloud, CloudAlreadyUp, start_cloud
+from tests.e2e.machine import LONG, QUICK, processes_of, running_tasks, started, until
+
+ENDLESS = {
+    "experiments": [{"mode": "sync", "workers": 2}],
+    "training": {**QUICK, "epochs": 100},
+    "compute": LONG,
+}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_interrupted_run_leaves_nothing(
+    number: signal.Signals, study_file: Callable[[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    # Given a run with a cloud of its own, in the middle of training
+    log = tmp_path / "log"
+    with started("run", str(study_file(ENDLESS)), "--local", log=log) as process:
+        state = STATE / f"run-{process.pid}"
+        cloud = until(lambda: Cloud.load(state), 90, "its cloud is up")
+        until(lambda: len(running_tasks(cloud)) == 3, 60, "its tasks are running")
+        tasks = running_tasks(cloud)
+
+        # When it is told to end, or killed
+        os.kill(process.pid, number)
+        status = process.wait(60)
+
+    # Then its exit status says so, and neither its cloud nor a task is left
+    assert status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    until(lambda: not processes_of(str(state)), 30, "no process of its cloud left")
+    assert [task for task in tasks if Path(f"/proc/{task.pid}").exists()] == []
+    assert b"Traceback" not in log.read_bytes()
+
+
+def test_interrupt_while_the_cloud_is_starting_leaves_nothing(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with started("demo", log=log) as process:
+        state = STATE / f"run-{process.pid}"
+        until((state / "engine.log").exists, 30, "its cloud has begun to start")
+        time.sleep(0.2)
+        os.kill(process.pid, signal.SIGINT)
+        assert process.wait(60) == 130
+    until(lambda: not processes_of(str(state)), 30, "no process of its cloud left")
+    assert not state.exists()
+    assert b"Traceback" not in log.read_bytes()
+
+
+def test_two_runs_at_once_do_not_clash(study_file: Callable[[dict[str, Any]], Path], tmp_path: Path) -> None:
+    study = str(study_file({"experiments": [{"mode": "async", "workers": 2}], "training": QUICK}))
+    logs = [tmp_path / name for name in ("one", "two")]
+    outputs = [str(tmp_path / f"results-{name}") for name in ("one", "two")]
+    with (
+        started("run", study, "--local", "--output", outputs[0], log=logs[0]) as one,
+        started("run", study, "--local", "--output", outputs[1], log=logs[1]) as two,
+    ):
+        assert [one.wait(180), two.wait(180)] == [0, 0], [log.read_text() for log in logs]
+    for output in outputs:
+        assert Path(output, "latest", "report.html").exists()
+
+
+def test_second_cloud_in_the_same_place_is_refused(cloud: Cloud) -> None:
+    with pytest.raises(CloudAlreadyUp, match="lockstep down"):
+        start_cloud(Path(cloud.state), tied=True, progress=print)

@@ -1,0 +1,136 @@
+"""Studies that end badly: each names its cause and leaves nothing running."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from local.cloud import Cloud
+from tests.e2e.machine import LONG, QUICK, client, lockstep, running_tasks, until
+
+
+def test_five_mistakes_are_five_named_problems_and_start_nothing(
+    study_file: Callable[[dict[str, Any]], Path],
+) -> None:
+    file = study_file(
+        {
+            "matrix": {"workers": [64], "mode": ["sycn"]},
+            "training": {"epoch": 3, "learning_rate": -1},
+            "server": {"cpu": 1024, "memory": 100},
+        }
+    )
+    done = lockstep("run", str(file))
+    assert done.returncode == 2
+    problems = [line for line in done.stderr.splitlines() if line.startswith("  - ")]
+    assert [problem.split(":")[0].removeprefix("  - ") for problem in problems] == [
+        "matrix.mode[0]",
+        "matrix.workers[0]",
+        "training.learning_rate",
+        "training.epoch",
+        "server",
+    ]
+    assert "5 problems" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_killed_worker_fails_its_experiment_and_no_other(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    # Given a sync experiment in the middle of training, and an async sibling
+    study = {
+        "experiments": [
+            {"name": "victim", "mode": "sync", "workers": 3},
+            {"name": "sibling", "mode": "async", "workers": 2},
+        ],
+        "training": {**QUICK, "epochs": 12},
+        "compute": LONG,
+    }
+    arn = start(study)
+    until(lambda: _epochs(cloud, arn, "victim") >= 1, 60, "the victim has trained an epoch")
+
+    # When one of its workers is killed
+    tasks = running_tasks(cloud)
+    victim = next(task for task in tasks if task.experiment == "victim" and task.role == "worker")
+    os.kill(victim.pid, signal.SIGKILL)
+
+    # Then within a minute the study has ended FAILED with that worker as the root cause, in the report too
+    described = ended(arn, patience_seconds=60)
+    assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
+    assert f"victim: worker {victim.rank} was killed (exit code 137" in described["cause"]
+    assert "1 of 2 experiments failed" in described["cause"]
+    page = _result(cloud, arn, "report.html").decode()
+    assert f"worker {victim.rank} was killed (exit code 137" in page
+    # And the sibling has completed
+    assert json.loads(_result(cloud, arn, "experiments/sibling.json"))["status"] == "COMPLETED"
+    assert json.loads(_result(cloud, arn, "experiments/victim.json"))["status"] == "FAILED"
+    # And nothing of it is left
+    assert running_tasks(cloud) == []
+    assert [task for task in tasks if Path(f"/proc/{task.pid}").exists()] == []
+
+
+def test_dead_server_does_not_keep_anybody_waiting(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    arn = start({"experiments": [{"mode": "async", "workers": 2}], "training": QUICK, "compute": LONG})
+    until(lambda: len(running_tasks(cloud)) == 3, 60, "a server and two workers running")
+    server = next(task for task in running_tasks(cloud) if task.role == "server")
+    os.kill(server.pid, signal.SIGKILL)
+    described = ended(arn, patience_seconds=60)
+    assert described["status"] == "FAILED"
+    assert "server was killed (exit code 137" in described["cause"]
+    assert running_tasks(cloud) == []
+
+
+def test_stopped_execution_is_swept(cloud: Cloud, start: Callable[..., str]) -> None:
+    # Given a study with running tasks and experiments that still wait
+    study = {"matrix": {"workers": [1, 2]}, "max_parallel_experiments": 1, "training": QUICK, "compute": LONG}
+    arn = start(study)
+    until(lambda: len(running_tasks(cloud)) >= 2, 60, "a server and a worker running")
+
+    # When the execution is stopped
+    client(cloud, "stepfunctions").stop_execution(executionArn=arn)
+
+    # Then its tasks are gone within a minute, and no further experiment starts any
+    until(lambda: not running_tasks(cloud), 60, "no task left")
+    assert _statuses(cloud, arn) == {"ABORTED"}
+
+
+def test_missing_data_is_one_clear_error(
+    start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    arn = start({"experiments": [{"mode": "sync", "workers": 1}], "training": {"dataset": "cifar10"}})
+    described = ended(arn)
+    assert described["status"] == "FAILED"
+    assert "CIFAR-10" in described["cause"] or "cifar10" in described["cause"]
+
+
+def _epochs(cloud: Cloud, arn: str, experiment: str) -> int:
+    rows = client(cloud, "dynamodb").query(
+        TableName=cloud.outputs["TableName"],
+        KeyConditionExpression="pk = :pk",
+        ExpressionAttributeValues={":pk": {"S": f"EXPERIMENT#{arn.rsplit(':', 1)[1]}/{experiment}"}},
+    )["Items"]
+    return sum(row["kind"]["S"] == "worker_epoch" for row in rows)
+
+
+def _statuses(cloud: Cloud, arn: str) -> set[str]:
+    rows = client(cloud, "dynamodb").query(
+        TableName=cloud.outputs["TableName"],
+        KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
+        ExpressionAttributeValues={
+            ":pk": {"S": f"STUDY#{arn.rsplit(':', 1)[1]}"},
+            ":sk": {"S": "EXPERIMENT#"},
+        },
+    )["Items"]
+    return {row["status"]["S"] for row in rows}
+
+
+def _result(cloud: Cloud, arn: str, path: str) -> bytes:
+    body: bytes = (
+        client(cloud, "s3")
+        .get_object(Bucket=cloud.outputs["BucketName"], Key=f"studies/{arn.rsplit(':', 1)[1]}/{path}")["Body"]
+        .read()
+    )
+    return body

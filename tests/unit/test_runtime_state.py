@@ -1,0 +1,334 @@
+"""The server's core without gRPC: barriers, staleness, membership, endings."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from contract.study import Dataset, Mode, ModelName
+from runtime.codec import fill
+from runtime.dataset import Data, load_dataset
+from runtime.ending import Ending
+from runtime.membership import AlreadyThere, InvalidMessage, TooEarly
+from runtime.model import INPUT_SHAPES, build_model
+from runtime.optimizer import MomentumSGD
+from runtime.parameters import FlatModel
+from runtime.policy import policy_for
+from runtime.sharding import Sharding
+from runtime.state import Phase, ServerState, Snapshot, TrainingEnded
+
+PATIENCE = 10.0
+LENGTH = 4
+
+
+def new_state(
+    mode: Mode = Mode.SYNC, workers: int = 3, clock: Callable[[], float] | None = None
+) -> ServerState:
+    parameters = torch.zeros(LENGTH)
+    return ServerState(
+        workers=workers,
+        parameters=parameters,
+        optimizer=MomentumSGD(parameters, learning_rate=1.0, momentum=0.0),
+        policy=policy_for(mode, workers),
+        **({"clock": clock} if clock else {}),
+    )
+
+
+def started_state(
+    mode: Mode = Mode.SYNC, workers: int = 3, steps: int = 2, clock: Callable[[], float] | None = None
+) -> ServerState:
+    state = new_state(mode, workers, clock)
+    for rank in range(workers):
+        state.join(rank, LENGTH, steps)
+        state.attend(rank)
+    return state
+
+
+def push(state: ServerState, rank: int, step: int, version: int, value: float = 1.0) -> Snapshot:
+    state.receive(rank, step, version).fill_(value)
+    return state.push(rank, step, version)[0]
+
+
+def values(snapshot: Snapshot) -> list[float]:
+    return torch.frombuffer(bytearray(snapshot.data), dtype=torch.float32).tolist()
+
+
+def running(futures: list[Future[Snapshot]]) -> int:
+    return sum(not future.done() for future in futures)
+
+
+@given(order=st.permutations(range(4)))
+@settings(max_examples=10)
+def test_the_barrier_opens_exactly_when_the_last_gradient_comes(order: list[int]) -> None:
+    state = started_state(workers=4)
+    with ThreadPoolExecutor(4) as pool:
+        futures = [pool.submit(push, state, rank, 0, 0, float(rank)) for rank in order[:-1]]
+        # Given all but one gradient, nothing was applied
+        assert state.version == 0
+        assert running(futures) == 3
+        # When the last one comes, all go on with their average
+        futures.append(pool.submit(push, state, order[-1], 0, 0, float(order[-1])))
+        snapshots = [future.result(PATIENCE) for future in futures]
+    assert {snapshot.version for snapshot in snapshots} == {1}
+    assert values(snapshots[0]) == [-1.5] * LENGTH
+
+
+@given(data=st.data(), workers=st.integers(1, 6))
+def test_async_total_staleness_is_what_the_law_says_whatever_the_speeds(
+    data: st.DataObject, workers: int
+) -> None:
+    # Given workers that each always have one gradient under way, and push in any order
+    steps = 12
+    state = started_state(Mode.ASYNC, workers, steps)
+    versions, done = dict.fromkeys(range(workers), 0), dict.fromkeys(range(workers), 0)
+    updates, expected = 0, 0
+    while max(done.values()) < steps:
+        rank = data.draw(st.integers(0, workers - 1))
+        expected += updates - versions[rank]
+        snapshot = push(state, rank, done[rank], versions[rank])
+        done[rank] += 1
+        updates += 1
+        assert snapshot.version == updates
+        versions[rank] = updates
+    # Then the law holds but for what is still under way: each update ages all other workers' gradients by one
+    under_way = sum(updates - version for version in versions.values())
+    assert expected + under_way == (workers - 1) * updates
+    summary = state.summary()
+    assert summary["average_gradient_staleness"] * updates == pytest.approx(expected)
+
+
+def test_staleness_counts_the_updates_between_pull_and_push() -> None:
+    state = started_state(Mode.ASYNC, workers=2, steps=3)
+    for step in range(3):
+        push(state, 0, step, version=step)
+    push(state, 1, 0, version=0)
+    summary = state.summary()
+    assert summary["staleness_histogram"] == {0: 3, 3: 1}
+    # Worker 0 made its last push as third: what came later did not come while all were training
+    assert summary["gradients_all_training"] == 3
+    assert summary["average_gradient_staleness_all_training"] == 0
+    assert summary["average_gradient_staleness"] == 0.75
+
+
+def test_times_come_from_the_clock_it_is_given() -> None:
+    now = [100.0]
+    state = started_state(Mode.ASYNC, workers=1, steps=4, clock=lambda: now[0])
+    for step in range(4):
+        now[0] += 0.5
+        push(state, 0, step, version=step)
+    assert state.interval()["updates_per_second"] == 2.0
+    now[0] += 1
+    state.finish(0, tested_version=4)
+    summary = state.summary()
+    assert summary["total_training_time_seconds"] == 3.0
+    assert summary["mean_step_seconds"] == 0.5
+    assert summary["updates_per_second"] == 2.0
+    assert state.interval() == {
+        "version": 4,
+        "interval_seconds": 1.0,
+        "updates": 0,
+        "updates_per_second": 0.0,
+        "gradients": 0,
+        "mean_staleness": None,
+        "max_staleness": None,
+    }
+
+
+def test_a_gradient_is_held_from_its_arrival_to_the_barrier() -> None:
+    now = [10.0]
+    state = started_state(workers=2, clock=lambda: now[0])
+    with ThreadPoolExecutor(1) as pool:
+        state.receive(0, 0, 0).fill_(1)
+        first = pool.submit(state.push, 0, 0, 0)
+        wait_until_held(state, 0)
+        now[0] = 13.0
+        state.receive(1, 0, 0).fill_(1)
+        _, last_waited = state.push(1, 0, 0)
+        assert first.result(PATIENCE)[1] == 3.0
+    assert last_waited == 0.0
+
+
+def test_training_starts_when_all_workers_attend() -> None:
+    state = new_state(workers=2)
+    state.join(0, LENGTH, 1)
+    state.join(1, LENGTH, 1)
+    state.attend(1)
+    assert state.wait_started(timeout=0) == [0]
+    with pytest.raises(TooEarly, match=r"workers \[0\] are not there"):
+        state.pull(1)
+    state.attend(0)
+    assert state.wait_started(timeout=0) == []
+    assert state.watch(0, Phase.JOINING, timeout=0) is Phase.TRAINING
+    assert values(state.pull(0)) == [0.0] * LENGTH
+
+
+def test_a_worker_may_join_again_until_it_attends() -> None:
+    state = new_state(workers=2)
+    state.join(0, LENGTH, 5)
+    state.join(0, LENGTH, 5)
+    state.attend(0)
+    with pytest.raises(AlreadyThere, match="rank 0 is taken"):
+        state.join(0, LENGTH, 5)
+    with pytest.raises(AlreadyThere, match="rank 0 is taken"):
+        state.attend(0)
+
+
+@pytest.mark.parametrize(
+    ("rank", "length", "steps", "reason"),
+    [
+        (2, LENGTH, 5, "rank 2; expected 0 to 1"),
+        (1, LENGTH + 1, 5, "a model of 5 parameters; expected 4"),
+        (1, LENGTH, 6, "6 steps; expected 5, as every other worker"),
+    ],
+)
+def test_a_worker_that_does_not_fit_is_refused(rank: int, length: int, steps: int, reason: str) -> None:
+    state = new_state(workers=2)
+    state.join(0, LENGTH, 5)
+    with pytest.raises(InvalidMessage, match=reason):
+        state.join(rank, length, steps)
+
+
+def test_pushes_that_are_not_the_next_one_are_refused_and_change_nothing() -> None:
+    state = started_state(Mode.ASYNC, workers=1, steps=2)
+    push(state, 0, 0, version=0)
+    with pytest.raises(AlreadyThere, match="step 0 came before; expected step 1"):
+        state.receive(0, 0, 0)
+    with pytest.raises(InvalidMessage, match="step 2 of 2 steps; expected step 1"):
+        state.receive(0, 2, 1)
+    with pytest.raises(InvalidMessage, match="version 2 is not there yet; expected at most 1"):
+        state.receive(0, 1, 2)
+    with pytest.raises(TooEarly, match="rank 7 has not joined"):
+        state.receive(7, 0, 0)
+    state.receive(0, 1, 1)
+    with pytest.raises(InvalidMessage, match="another push of this step is under way"):
+        state.receive(0, 1, 1)
+    assert state.version == 1
+
+
+def test_finish_before_the_last_step_is_refused() -> None:
+    state = started_state(Mode.ASYNC, workers=1, steps=2)
+    push(state, 0, 0, version=0)
+    with pytest.raises(TooEarly, match="finished at step 1; expected 2"):
+        state.finish(0, tested_version=1)
+
+
+@pytest.mark.parametrize(("tested", "test_final"), [((2, 2), False), ((1, 2), True), ((1, 1), True)])
+def test_the_last_worker_tests_the_final_version_unless_all_did(
+    tested: tuple[int, int], test_final: bool
+) -> None:
+    state = started_state(Mode.ASYNC, workers=2, steps=1)
+    for rank in range(2):
+        push(state, rank, 0, version=0)
+    assert state.finish(0, tested[0]) == (2, False)
+    assert not state.wait_over(timeout=0)
+    assert state.finish(1, tested[1]) == (2, test_final)
+    assert state.wait_over(timeout=0)
+    assert state.ending is None
+
+
+def test_a_worker_that_vanishes_ends_the_wait_of_all_others() -> None:
+    state = started_state(workers=3, steps=7)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(push, state, rank, 0, 0) for rank in (0, 2)]
+        state.leave(1)
+        for future in waiting:
+            with pytest.raises(TrainingEnded, match=r"worker 1 vanished: .* after 0 of 7 steps"):
+                future.result(PATIENCE)
+    assert state.ending is not None
+    assert state.ending.lost_peer == "worker 1"
+    assert state.watch(0, Phase.TRAINING, timeout=0) is Phase.ENDED
+    assert state.watch(1, Phase.TRAINING, timeout=0) is None
+    with pytest.raises(TrainingEnded):
+        state.join(1, LENGTH, 7)
+
+
+def test_the_first_reason_stays() -> None:
+    state = started_state(workers=2)
+    state.end(Ending("the first"))
+    state.leave(0)
+    assert state.ending == Ending("the first")
+
+
+def test_a_worker_that_has_finished_may_leave() -> None:
+    state = started_state(Mode.ASYNC, workers=2, steps=1)
+    push(state, 0, 0, version=0)
+    state.finish(0, tested_version=1)
+    state.leave(0)
+    push(state, 1, 0, version=0)
+    state.finish(1, tested_version=2)
+    state.end(Ending("too late to fail"))
+    assert state.ending is None
+
+
+def wait_until_held(state: ServerState, rank: int) -> None:
+    """Until a worker's push is inside the state: a second one is then the wrong step."""
+    for _ in range(1000):
+        try:
+            state.receive(rank, 0, 0)
+        except AlreadyThere:
+            return
+        except InvalidMessage:
+            time.sleep(0.01)
+    raise AssertionError("the push never arrived")
+
+
+def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
+    """Sync training as the workers do it, in threads, without gRPC; the final parameters."""
+    sharding = Sharding(len(data.train), workers, batch_size=16, seed=5)
+    server = FlatModel(build_model(ModelName.DIGITS_CNN, 5)).parameters
+    state = ServerState(
+        workers=workers,
+        parameters=server,
+        optimizer=MomentumSGD(server, learning_rate=0.05, momentum=0.9),
+        policy=policy_for(Mode.SYNC, workers),
+    )
+    for rank in range(workers):
+        state.join(rank, server.numel(), steps)
+        state.attend(rank)
+
+    models = [FlatModel(build_model(ModelName.DIGITS_CNN, rank)) for rank in range(workers)]
+
+    def work(rank: int) -> None:
+        model = models[rank]
+        fill(model.parameters, [state.pull(rank).data])
+        for step, indices in enumerate(sharding.batches(rank, epoch=1)[:steps]):
+            backward(model, data, indices)
+            state.receive(rank, step, step).copy_(model.gradient)
+            fill(model.parameters, [state.push(rank, step, step)[0].data])
+
+    with ThreadPoolExecutor(workers) as pool:
+        for future in [pool.submit(work, rank) for rank in range(workers)]:
+            future.result(PATIENCE)
+    return server
+
+
+def train_alone(data: Data, workers: int, steps: int) -> torch.Tensor:
+    """The same with torch's own SGD on the combined batches of all workers; the final parameters."""
+    sharding = Sharding(len(data.train), workers, batch_size=16, seed=5)
+    model = FlatModel(build_model(ModelName.DIGITS_CNN, 5))
+    optimizer = torch.optim.SGD(model.module.parameters(), lr=0.05, momentum=0.9)
+    batches = zip(*(sharding.batches(rank, epoch=1) for rank in range(workers)), strict=True)
+    for combined in list(batches)[:steps]:
+        backward(model, data, torch.cat(combined))
+        optimizer.step()
+    return model.parameters
+
+
+def backward(model: FlatModel, data: Data, indices: torch.Tensor) -> None:
+    images, labels = data.train.batch(indices)
+    model.gradient.zero_()
+    torch.nn.functional.cross_entropy(model.module(images), labels).backward()
+
+
+def test_sync_training_is_training_alone_with_the_combined_batch() -> None:
+    data = load_dataset(Dataset.DIGITS, INPUT_SHAPES[ModelName.DIGITS_CNN], "")
+    together, again = (train_with_state(data, workers=4, steps=10) for _ in range(2))
+    alone = train_alone(data, workers=4, steps=10)
+    assert torch.equal(together, again), "whichever worker comes first, the bits are the same"
+    assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
+    initial = FlatModel(build_model(ModelName.DIGITS_CNN, 5)).parameters
+    assert not torch.allclose(alone, initial, atol=1e-2), "ten steps went somewhere"
