@@ -5,6 +5,7 @@ Progress goes to standard error, results to standard output.
 
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -133,7 +134,7 @@ def _run(deployment: Deployment, document: dict[str, Any], study: Study, output:
     _say(f"study {execution.study_id} on the {deployment.hint}")
     try:
         ended = _watch(deployment, execution)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):
         _stop(deployment, execution)
         raise
     if ended.error == "StudyRefused":
@@ -178,6 +179,7 @@ def _say(text: str) -> None:
 
 def main() -> int:
     """Run the command. Every error of ours is one message without a traceback."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
     try:
         return int(app(standalone_mode=False) or ExitCode.DONE)
     except (KeyboardInterrupt, click.Abort):

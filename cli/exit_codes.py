@@ -1,6 +1,6 @@
 """Exit statuses of the command; part of its interface.
 
-130 is what a shell reports for a program that SIGINT has ended.
+130 and 143 are what a shell reports for programs that SIGINT and SIGTERM have ended.
 """
 
 from enum import IntEnum
@@ -17,3 +17,4 @@ class ExitCode(IntEnum):
     STUDY_FAILED = 3
     """The study ran and failed; its report is there."""
     INTERRUPTED = 130
+    TERMINATED = 143

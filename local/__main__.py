@@ -6,6 +6,7 @@ part dies.
 
 import argparse
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,17 +36,18 @@ def main() -> int:
     arguments = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
-    with ExitStack() as parts:
-        try:
+    try:
+        with ExitStack() as parts:
             watched = _start(arguments.state, arguments.engine, parts)
             while all(process.poll() is None for process in watched):
                 time.sleep(0.5)
             _say("a part of the embedded cloud has died; ending the others")
-        except _Stopped:
-            return 0
-        except LockstepError as error:
-            _say(str(error))
-        return 1
+    except _Stopped:
+        shutil.rmtree(arguments.state, ignore_errors=True)  # logs are kept only where something went wrong
+        return 0
+    except LockstepError as error:
+        _say(str(error))
+    return 1
 
 
 def _start(state: Path, engine: str, parts: ExitStack) -> list[subprocess.Popen[bytes]]:

@@ -62,7 +62,7 @@ class Cloud:
         draft.replace(file)
 
     def stop(self) -> None:
-        """End it and everything that it runs; its files go too."""
+        """End it and everything that it runs; the supervisor takes its files along."""
         if self.supervisor is not None:
             stop(self.supervisor, STOP_SECONDS)
         elif _is_supervisor(self.pid):
@@ -72,7 +72,6 @@ class Cloud:
             if time.monotonic() > deadline:
                 kill_session(self.pid)
             time.sleep(0.05)
-        shutil.rmtree(self.state, ignore_errors=True)
 
 
 def start_cloud(

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.codec import (
@@ -33,6 +33,7 @@ def header_of(length: int, dtype: str = DTYPE) -> Header:
     return Header(dtype=dtype, length=length)
 
 
+@settings(deadline=None)
 @given(length=LENGTHS, size=st.integers(1, 1500))
 def test_chunks_of_any_size_make_up_the_vector_again(length: int, size: int) -> None:
     sent = vector(length)
@@ -44,6 +45,7 @@ def test_chunks_of_any_size_make_up_the_vector_again(length: int, size: int) -> 
     assert all(len(chunk.data) <= size for chunk in chunks)
 
 
+@settings(deadline=None)
 @given(length=LENGTHS, cuts=st.lists(st.integers(1, 1199), unique=True))
 def test_any_split_makes_up_the_vector_again(length: int, cuts: list[int]) -> None:
     sent = vector(length)
@@ -54,6 +56,7 @@ def test_any_split_makes_up_the_vector_again(length: int, cuts: list[int]) -> No
     assert torch.equal(received, sent)
 
 
+@settings(deadline=None)
 @given(length=LENGTHS, size=st.integers(1, 64), lost=st.integers(0))
 def test_a_stream_with_a_gap_is_refused(length: int, size: int, lost: int) -> None:
     chunks = list(chunks_of(header_of(length), vector(length).numpy().tobytes(), size))
@@ -63,6 +66,7 @@ def test_a_stream_with_a_gap_is_refused(length: int, size: int, lost: int) -> No
         fill(torch.empty(length), rest)
 
 
+@settings(deadline=None)
 @given(length=LENGTHS, extra=st.binary(min_size=1, max_size=64))
 def test_a_byte_too_many_is_refused_before_it_is_written(length: int, extra: bytes) -> None:
     data = vector(length).numpy().tobytes()
@@ -81,6 +85,7 @@ def test_a_second_vector_in_one_stream_is_refused() -> None:
         fill(torch.empty(2), pieces_of(chunks[0], chunks[1:]))
 
 
+@settings(deadline=None)
 @given(length=st.integers(0, 2**64 - 1).filter(lambda length: length != 10))
 def test_another_length_is_refused_before_anything_is_allocated(length: int) -> None:
     tracemalloc.start()
@@ -97,6 +102,7 @@ def test_another_dtype_is_refused(dtype: str) -> None:
         check_header(header_of(10, dtype), 10)
 
 
+@settings(deadline=None)
 @given(bad=st.sampled_from([float("nan"), float("inf"), float("-inf")]), at=st.integers(0, 99))
 def test_a_gradient_that_is_not_finite_is_refused(bad: float, at: int) -> None:
     gradient = vector(100)

@@ -4,7 +4,7 @@ import math
 import statistics
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.compute import draw_seconds
@@ -13,6 +13,7 @@ from runtime.seeding import derive_seed
 PLACES = {"seed": st.integers(0, 2**31), "rank": st.integers(0, 31), "step": st.integers(0, 10**6)}
 
 
+@settings(deadline=None)
 @given(**PLACES)
 def test_a_draw_depends_on_its_place_only(seed: int, rank: int, step: int) -> None:
     draw = draw_seconds(seed, rank, step, "exponential", 50)

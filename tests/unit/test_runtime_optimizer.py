@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from runtime.optimizer import MomentumSGD, weighted_sum
@@ -26,6 +26,7 @@ def test_it_makes_the_updates_of_torch_bit_for_bit(learning_rate: float, momentu
         assert torch.equal(gradient, before), "the gradient is the worker's and stays as it was"
 
 
+@settings(deadline=None)
 @given(order=st.permutations(range(4)), seed=st.integers(0, 2**31))
 def test_a_sum_does_not_depend_on_who_came_first(order: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -1,6 +1,6 @@
 """Aggregation policies, as the server's state drives them."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.study import Mode
@@ -11,6 +11,7 @@ def push_of(rank: int, version: int = 0) -> Push:
     return Push(rank=rank, step=version, version=version)
 
 
+@settings(deadline=None)
 @given(order=st.permutations(range(5)))
 def test_sync_holds_every_gradient_until_the_last_and_then_averages_in_rank_order(order: list[int]) -> None:
     policy = Sync(5)
@@ -20,6 +21,7 @@ def test_sync_holds_every_gradient_until_the_last_and_then_averages_in_rank_orde
     assert verdict.release == frozenset(range(5))
 
 
+@settings(deadline=None)
 @given(rounds=st.lists(st.permutations(range(3)), min_size=1, max_size=5))
 def test_sync_has_one_barrier_per_step(rounds: list[list[int]]) -> None:
     policy = Sync(3)
@@ -36,6 +38,7 @@ def test_sync_does_not_wait_for_a_worker_that_has_finished() -> None:
     assert policy.push(push_of(2, 1), 1) == Verdict(update={2: 1.0}, release=frozenset({2}))
 
 
+@settings(deadline=None)
 @given(ranks=st.lists(st.integers(0, 7), min_size=1))
 def test_async_applies_each_gradient_on_arrival(ranks: list[int]) -> None:
     policy = Async()

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.errors import TrainingFailed
@@ -17,12 +17,14 @@ SHARDINGS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(sharding=SHARDINGS, epoch=st.integers(1, 100))
 def test_the_shards_of_an_epoch_make_up_all_samples_once(sharding: Sharding, epoch: int) -> None:
     shards = [sharding.shard(rank, epoch) for rank in range(sharding.workers)]
     assert sorted(torch.cat(shards).tolist()) == list(range(sharding.samples))
 
 
+@settings(deadline=None)
 @given(sharding=SHARDINGS, epoch=st.integers(1, 100))
 def test_every_rank_makes_the_same_number_of_steps_with_batches_of_its_shard(
     sharding: Sharding, epoch: int
@@ -44,6 +46,7 @@ def test_each_epoch_and_each_seed_has_an_order_of_its_own() -> None:
     assert torch.equal(sharding.shard(0, 1), orders[0])
 
 
+@settings(deadline=None)
 @given(samples=st.integers(0, 1000), workers=st.integers(1, 32))
 def test_the_shares_make_up_the_test_set_once(samples: int, workers: int) -> None:
     shares = [share_of_tests(samples, workers, rank) for rank in range(workers)]

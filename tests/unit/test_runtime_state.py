@@ -61,8 +61,8 @@ def running(futures: list[Future[Snapshot]]) -> int:
     return sum(not future.done() for future in futures)
 
 
+@settings(deadline=None, max_examples=10)
 @given(order=st.permutations(range(4)))
-@settings(max_examples=10)
 def test_the_barrier_opens_exactly_when_the_last_gradient_comes(order: list[int]) -> None:
     state = started_state(workers=4)
     with ThreadPoolExecutor(4) as pool:
@@ -77,6 +77,7 @@ def test_the_barrier_opens_exactly_when_the_last_gradient_comes(order: list[int]
     assert values(snapshots[0]) == [-1.5] * LENGTH
 
 
+@settings(deadline=None)
 @given(data=st.data(), workers=st.integers(1, 6))
 def test_async_total_staleness_is_what_the_law_says_whatever_the_speeds(
     data: st.DataObject, workers: int

@@ -1,0 +1,342 @@
+"""Study documents: every mistake is named at once, and whatever is accepted can be planned."""
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contract.errors import StudyRefused
+from contract.plan import Experiment, plan, study_of_group, task_group
+from contract.study import (
+    MAX_EXPERIMENTS,
+    MAX_HISTORY_EVENTS,
+    MAX_WORKERS,
+    MODELS_FOR,
+    Mode,
+    ModelName,
+    history_events,
+    parse_study,
+)
+from lambdas.plan_study.launch import launch_item
+
+FAIL_CAUSE_CHARACTERS = 32_768
+STATE_OUTPUT_BYTES = 262_144
+
+
+def refusal(document: object) -> StudyRefused:
+    with pytest.raises(StudyRefused) as refused:
+        parse_study(document)
+    return refused.value
+
+
+def planned(document: dict[str, Any]) -> list[Experiment]:
+    return plan(parse_study(document), "study-1")
+
+
+def names(document: dict[str, Any]) -> list[str]:
+    return [experiment.name for experiment in planned(document)]
+
+
+def test_an_empty_document_is_sync_against_async_with_four_workers() -> None:
+    assert [(e.name, e.mode, e.workers, e.seed) for e in planned({})] == [
+        ("sync_4workers", Mode.SYNC, 4, 0),
+        ("async_4workers", Mode.ASYNC, 4, 0),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("preset", "workers"), [("quick", [4]), ("recommended", [2, 4, 8]), ("full", [1, 2, 4, 8, 16, 32])]
+)
+def test_a_preset_says_how_many_workers(preset: str, workers: list[int]) -> None:
+    experiments = planned({"preset": preset})
+    assert [e.workers for e in experiments if e.mode is Mode.SYNC] == workers
+    assert [e.workers for e in experiments if e.mode is Mode.ASYNC] == workers
+
+
+def test_the_matrix_goes_before_the_preset() -> None:
+    document = {"preset": "full", "matrix": {"mode": ["async"], "workers": [3, 1]}}
+    assert names(document) == ["async_3workers", "async_1worker"]
+
+
+def test_several_seeds_stand_in_the_names() -> None:
+    assert names({"matrix": {"workers": [2]}, "seeds": [7, 0]}) == [
+        "sync_2workers_seed7",
+        "async_2workers_seed7",
+        "sync_2workers_seed0",
+        "async_2workers_seed0",
+    ]
+    assert names({"matrix": {"workers": [2]}, "seeds": [7]}) == ["sync_2workers", "async_2workers"]
+
+
+def test_explicit_experiments_are_taken_as_written() -> None:
+    document = {
+        "experiments": [
+            {"name": "baseline", "mode": "sync", "workers": 1},
+            {"mode": "async", "workers": 3, "seed": 5},
+        ]
+    }
+    assert [(e.name, e.mode, e.workers, e.seed) for e in planned(document)] == [
+        ("baseline", Mode.SYNC, 1, 0),
+        ("async_3workers_seed5", Mode.ASYNC, 3, 5),
+    ]
+
+
+@pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
+def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...]) -> None:
+    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+
+
+@pytest.mark.parametrize(
+    ("document", "problems"),
+    [
+        ([], ["document: must be an object, not []"]),
+        (None, ["document: must be an object, not None"]),
+        ({"trainning": {}}, ["trainning: unknown key; did you mean 'training'?"]),
+        ({"training": {"epoch": 3}}, ["training.epoch: unknown key; did you mean 'epochs'?"]),
+        (
+            {"matrix": {"seeds": [0]}},
+            ["matrix.seeds: unknown key; known keys: mode, workers"],
+        ),
+        (
+            {"experiments": [{"mode": "sync", "worker": 2}]},
+            [
+                "experiments[0].workers: missing",
+                "experiments[0].worker: unknown key; did you mean 'workers'?",
+            ],
+        ),
+        ({"training": {"learning_rate": "0.1"}}, ["training.learning_rate: must be a valid number, not '0.1'"]),
+        (
+            {"training": {"learning_rate": float("nan")}},
+            ["training.learning_rate: must be a finite number, not nan"],
+        ),
+        ({"matrix": {"mode": ["ssp"]}}, ["matrix.mode[0]: must be 'sync' or 'async', not 'ssp'"]),
+        ({"preset": "all"}, ["preset: must be 'quick', 'recommended' or 'full', not 'all'"]),
+        (
+            {"matrix": {"workers": [0, 33, "4", 4.0, True]}},
+            [
+                "matrix.workers[0]: must be greater than or equal to 1, not 0",
+                "matrix.workers[1]: must be less than or equal to 32, not 33",
+                "matrix.workers[2]: must be a valid integer, not '4'",
+                "matrix.workers[3]: must be a valid integer, not 4.0",
+                "matrix.workers[4]: must be a valid integer, not True",
+            ],
+        ),
+        ({"matrix": {"workers": []}}, ["matrix.workers: must not be empty"]),
+        ({"training": None}, ["training: must be an object, not None"]),
+        (
+            {"name": "my study"},
+            ["name: must match ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$, not 'my study'"],
+        ),
+        ({"name": "study\n"}, ["name: must match ^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$, not 'study\\n'"]),
+        ({"seeds": [1, 2, 1]}, ["seeds: 1 stands there more than once"]),
+        (
+            {"matrix": {"mode": ["sync", "sync"], "workers": [4, 4]}},
+            ["matrix.mode: 'sync' stands there more than once", "matrix.workers: 4 stands there more than once"],
+        ),
+        (
+            {"training": {"dataset": "cifar10", "model": "digits-cnn"}},
+            ["training.model: digits-cnn does not fit cifar10; choose cifar-cnn"],
+        ),
+        (
+            {"training": {"model": "cifar-cnn"}},
+            ["training.model: cifar-cnn does not fit digits; choose digits-cnn"],
+        ),
+        (
+            {"experiments": [{"mode": "sync", "workers": 4}], "matrix": {}, "preset": "full", "seeds": [0]},
+            [
+                "preset: does not go with 'experiments'; give one or the other",
+                "matrix: does not go with 'experiments'; give one or the other",
+                "seeds: does not go with 'experiments'; give one or the other",
+            ],
+        ),
+        (
+            {"experiments": [{"mode": "sync", "workers": 4}, {"mode": "sync", "workers": 4}]},
+            ["experiments: the name 'sync_4workers_seed0' is used more than once; give each its own 'name'"],
+        ),
+        (
+            {"worker": {"cpu": 1000, "memory": 2048}},
+            ["worker: cpu 1000 is no Fargate size; choose 256, 512, 1024, 2048, 4096, 8192, 16384"],
+        ),
+        (
+            {"worker": {"cpu": 1024, "memory": 2049}},
+            ["worker: memory 2049 does not go with cpu 1024; choose 2048 to 8192 in steps of 1024 (MiB)"],
+        ),
+        (
+            {"server": {"cpu": 256, "memory": 1536}},
+            ["server: memory 1536 does not go with cpu 256; choose 512, 1024, 2048 (MiB)"],
+        ),
+        ({"server": {"cpu": 1024}}, ["server.memory: missing"]),
+    ],
+)
+def test_a_mistake_is_named_with_its_place_and_its_fix(document: object, problems: list[str]) -> None:
+    assert list(refusal(document).problems) == problems
+
+
+def test_all_mistakes_are_told_at_once() -> None:
+    document = {
+        "nmae": "x",
+        "preset": "quick",
+        "experiments": [{"mode": "sync", "workers": 99}],
+        "training": {"dataset": "cifar10", "model": "digits-cnn", "epochs": 0},
+        "worker": {"cpu": 3, "memory": 3},
+    }
+    message = str(refusal(document))
+    lines = message.splitlines()
+    assert lines[0] == "study refused: 6 problems"
+    assert [line.split(":")[0] for line in lines[1:]] == [
+        "  - experiments[0].workers",
+        "  - training.epochs",
+        "  - worker",
+        "  - nmae",
+        "  - preset",
+        "  - training.model",
+    ]
+
+
+def test_a_study_has_at_most_so_many_experiments() -> None:
+    assert len(planned({"seeds": list(range(MAX_EXPERIMENTS // 2))})) == MAX_EXPERIMENTS
+    assert refusal({"seeds": list(range(MAX_EXPERIMENTS))}).problems == (
+        "matrix: 200 experiments; a study has at most 100: split it",
+    )
+    one = {"mode": "sync", "workers": 1}
+    assert refusal({"experiments": [one] * 101}).problems == (
+        "experiments: 101 experiments; a study has at most 100: split it",
+    )
+
+
+def test_a_study_stays_within_the_history_of_one_execution() -> None:
+    """Each worker is a Map item with a task: 8 events; 100 experiments of 32 would be 25,600 of these alone."""
+    assert refusal({"matrix": {"workers": [32]}, "seeds": list(range(50))}).problems == (
+        "matrix: too many workers in all: some 38000 history events;"
+        " an execution has at most 25000: split the study",
+    )
+    largest = planned({"preset": "full", "seeds": list(range(8))})
+    assert sum(history_events(e.workers) for e in largest) <= MAX_HISTORY_EVENTS
+
+
+def test_a_refusal_is_short_however_much_is_wrong() -> None:
+    """A document may have 256 KiB: were time quadratic in it, or were its product made, this would not end."""
+    documents: list[object] = [
+        {"seeds": [0] * 60_000, "matrix": {"workers": [1] * 40_000}},
+        {"seeds": list(range(40_000))},
+        {"seeds": ["x"] * 60_000},
+        {"x" * 200_000: 1},
+        {f"key{i}": 1 for i in range(10_000)},
+    ]
+    for document in documents:
+        assert len(str(refusal(document))) <= FAIL_CAUSE_CHARACTERS
+
+
+def test_the_rest_of_a_long_refusal_is_counted() -> None:
+    refused = refusal({"seeds": ["x", "y"] * 30})
+    assert len(refused.problems) == 62  # and two values stand there more than once
+    assert str(refused).splitlines()[-1] == "  … and 12 more"
+
+
+def test_what_nests_deeper_than_repr_can_follow_is_refused_too() -> None:
+    deep: Any = []
+    for _ in range(5000):
+        deep = [deep]
+    assert refusal({"name": deep, "seeds": [deep, deep]}).problems[0].startswith("name: must be a valid string")
+
+
+def test_the_largest_study_fits_the_output_of_a_state() -> None:
+    """What PlanStudy returns for as many experiments and workers as are accepted, with the longest names."""
+    experiments = [
+        {"name": f"{i:03d}{'n' * 61}", "mode": "async", "workers": 19, "seed": 2**31 - 1}
+        for i in range(MAX_EXPERIMENTS)
+    ]
+    study = parse_study({"experiments": experiments, "training": {"dataset": "synthetic", "model": "digits-cnn"}})
+    items = [launch_item(experiment) for experiment in plan(study, "s" * 80)]
+    assert len(json.dumps(items)) < 0.9 * STATE_OUTPUT_BYTES
+
+
+KEYS = st.sampled_from(
+    ["name", "preset", "matrix", "experiments", "seeds", "training", "compute", "server", "worker", "mode"]
+    + ["workers", "seed", "dataset", "model", "epochs", "learning_rate", "mean_ms", "cpu", "memory"]
+    + ["max_parallel_experiments", "tolerated_failures", "experiment_timeout_seconds"]
+)
+SCALARS = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.integers(0, 40),
+    st.floats(),
+    st.text(),
+    st.sampled_from(["sync", "async", "quick", "full", "digits", "cifar10", "cifar-cnn", "emulated", "\ud800"]),
+    st.sampled_from([256, 1024, 2048, 4096, 10**400, -0.0, 1e308]),
+)
+ANYTHING = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(KEYS | st.text(), inner, max_size=6),
+    max_leaves=20,
+)
+WORKERS = st.lists(st.integers(0, 34), max_size=4)
+MODES = st.lists(st.sampled_from(["sync", "async", "ssp"]), max_size=3)
+NEARLY = st.fixed_dictionaries(
+    {},
+    optional={
+        "name": st.sampled_from(["a", "a b", ""]) | SCALARS,
+        "preset": st.sampled_from(["quick", "recommended", "full", "fast"]),
+        "matrix": st.fixed_dictionaries({}, optional={"mode": MODES, "workers": WORKERS | st.none()}),
+        "experiments": st.none()
+        | st.lists(
+            st.fixed_dictionaries(
+                {"mode": st.sampled_from(["sync", "async"]), "workers": st.integers(1, 33)},
+                optional={"name": st.sampled_from(["a", "b", None]), "seed": st.integers(-1, 3)},
+            ),
+            max_size=4,
+        ),
+        "seeds": st.lists(st.integers(-1, 60), max_size=40),
+        "training": st.fixed_dictionaries(
+            {},
+            optional={
+                "dataset": st.sampled_from(["digits", "synthetic", "cifar10", "mnist"]),
+                "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet", None]),
+                "epochs": st.integers(0, 5) | SCALARS,
+                "learning_rate": st.floats(),
+            },
+        ),
+        "worker": st.fixed_dictionaries(
+            {"cpu": st.sampled_from([256, 1024, 1000]), "memory": st.sampled_from([512, 2048, 2049])}
+        ),
+    },
+)
+
+
+@given(document=ANYTHING | NEARLY)
+def test_any_document_is_refused_with_reasons_or_can_be_planned(document: object) -> None:
+    try:
+        study = parse_study(document)
+    except StudyRefused as refused:
+        assert refused.problems
+        assert all(problem.splitlines() != [] for problem in refused.problems)
+        assert len(str(refused)) <= FAIL_CAUSE_CHARACTERS
+        return
+    experiments = plan(study, "study-1")
+    assert len({experiment.name for experiment in experiments}) == len(experiments) == study.experiment_count
+    for experiment in experiments:
+        assert 1 <= experiment.workers <= MAX_WORKERS
+        assert experiment.training.model in MODELS_FOR[experiment.training.dataset]
+        assert study_of_group(experiment.task_group) == "study-1"
+        json.dumps(launch_item(experiment), allow_nan=False)
+
+
+@given(
+    modes=st.lists(st.sampled_from(["sync", "async"]), min_size=1, unique=True),
+    workers=st.lists(st.integers(1, MAX_WORKERS), min_size=1, max_size=5, unique=True),
+    seeds=st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5, unique=True),
+)
+def test_a_matrix_is_planned_in_full(modes: list[str], workers: list[int], seeds: list[int]) -> None:
+    experiments = planned({"matrix": {"mode": modes, "workers": workers}, "seeds": seeds})
+    assert [(e.workers, e.seed, e.mode) for e in experiments] == [
+        (count, seed, mode) for count in workers for seed in seeds for mode in modes
+    ]
+
+
+@pytest.mark.parametrize("group", ["family:lockstep", "", "/", "study/", "/experiment"])
+def test_a_task_group_of_others_belongs_to_no_study(group: str) -> None:
+    assert study_of_group(group) is None
+    assert study_of_group(task_group("study-1", "sync_1worker")) == "study-1"
