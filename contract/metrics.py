@@ -149,7 +149,8 @@ class ServerSummary(Record):
     average_gradient_staleness: Staleness
     """Over the whole run."""
     average_gradient_staleness_all_training: Staleness | None
-    """Over the gradients that came while all workers were training; null where there were none."""
+    """Over the gradients that came while all workers were training, each with a push behind it and another
+    ahead; null where there were none."""
     gradients_all_training: Count
     staleness_histogram: dict[Count, Count]
     """Staleness → number of gradients."""

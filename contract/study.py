@@ -133,9 +133,9 @@ class Training(Document):
     """How often each worker goes through its shard of the training set."""
     batch_size: int = Field(default=16, ge=1, le=65536)
     """Samples per worker and step."""
-    learning_rate: float = Field(default=0.05, gt=0, le=100)
+    learning_rate: float = Field(default=0.04, gt=0, le=100)
     """Step size of SGD, the same for every mode and number of workers."""
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    momentum: float = Field(default=0.75, ge=0, lt=1)
     """Momentum of SGD, kept by the parameter server."""
 
 

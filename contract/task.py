@@ -36,8 +36,8 @@ class TaskEnvironment(BaseModel):
     model: ModelName = ModelName.DIGITS_CNN
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    learning_rate: float = Field(default=0.05, gt=0)
-    momentum: float = Field(default=0.9, ge=0, lt=1)
+    learning_rate: float = Field(default=0.04, gt=0)
+    momentum: float = Field(default=0.75, ge=0, lt=1)
     compute_mode: Literal["real", "emulated"] = "real"
     compute_distribution: Literal["exponential", "constant"] = "exponential"
     compute_mean_ms: float = Field(default=50, gt=0)

@@ -69,8 +69,8 @@ class ExperimentTable:
 
     @classmethod
     def named(cls, table_name: str, session: boto3.Session | None = None) -> Self:
-        """The table of that name in the account of `session` (default: of the environment)."""
-        return cls((session or boto3.Session()).resource("dynamodb").Table(table_name))
+        """The table of that name in the account of `session` (default: the one that all calls share)."""
+        return cls((session or boto3).resource("dynamodb").Table(table_name))
 
     def put_plan(self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment]) -> None:
         """Write a study and its PLANNED experiments; rows that are there already stay as they are."""

@@ -39,8 +39,8 @@ class TaskList:
 
     @classmethod
     def of(cls, cluster_arn: str, session: boto3.Session | None = None) -> Self:
-        """The tasks of that cluster, with the credentials of `session` (default: the environment's)."""
-        return cls((session or boto3.Session()).client("ecs"), cluster_arn)
+        """The tasks of that cluster, in the account of `session` (default: the one that all calls share)."""
+        return cls((session or boto3).client("ecs"), cluster_arn)
 
     def running(self) -> list[Task]:
         """Tasks that ECS means to be running, pending ones among them."""

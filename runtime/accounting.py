@@ -15,8 +15,8 @@ class Accounting:
     """
 
     def __init__(self) -> None:
-        self.all_training = True
-        """No gradient was any worker's last one: once a worker pushes no more, staleness has another law."""
+        self.all_training = False
+        """Every worker has pushed once and will push again. Before and after, staleness has another law."""
 
         self._started = self._last_update = self._finished = self._interval_began = 0.0
         self._apply_seconds = 0.0

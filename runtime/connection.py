@@ -5,7 +5,7 @@ Runs in the worker; knows nothing of models or data. Every failure comes out as 
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple, Self
 
 import grpc
@@ -26,6 +26,7 @@ from runtime.wire.parameter_server_pb2 import (
     JoinRequest,
     PullRequest,
     Sender,
+    WithdrawRequest,
 )
 from runtime.wire.parameter_server_pb2_grpc import ParameterServerStub
 
@@ -36,6 +37,14 @@ class Answer(NamedTuple):
     version: int
     waited_seconds: float
     """How long the server held the gradient back."""
+
+
+def withdraw(address: str, sender: Sender, reason: str) -> None:
+    """Tell the server at `address` that this worker cannot take part. Best effort: the reason is told elsewhere too."""
+    with grpc.insecure_channel(address) as channel:
+        request = WithdrawRequest(sender=sender, reason=reason)
+        with suppress(grpc.RpcError):
+            ParameterServerStub(channel).Withdraw(request, timeout=liveness.CALL_SECONDS, wait_for_ready=True)
 
 
 class Connection:

@@ -108,6 +108,13 @@ class Membership:
         return [r for r in range(self._workers) if r not in self._members or not self._members[r].attends]
 
     @property
+    def all_training(self) -> bool:
+        """Every worker has pushed a gradient and will push another: each has one under way."""
+        return len(self._members) == self._workers and all(
+            0 < member.pushed < member.steps for member in self._members.values()
+        )
+
+    @property
     def all_finished(self) -> bool:
         """Every worker did all its steps."""
         return len(self._members) == self._workers and all(m.finished for m in self._members.values())

@@ -30,6 +30,8 @@ from runtime.wire.parameter_server_pb2 import (
     PullRequest,
     Sender,
     Started,
+    WithdrawReply,
+    WithdrawRequest,
 )
 from runtime.wire.parameter_server_pb2_grpc import ParameterServerServicer
 
@@ -60,6 +62,13 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         with self._translating(context):
             self._state.join(self._rank(request.sender), request.parameters, request.steps)
             return JoinReply(mode=self._mode, total_workers=self._workers)
+
+    def Withdraw(self, request: WithdrawRequest, context: Context) -> WithdrawReply:  # noqa: N802 - gRPC's name
+        """A worker cannot take part, and without it nobody can."""
+        with self._translating(context):
+            name = f"worker {self._rank(request.sender)}"
+        self._state.end(Ending(f"{name} withdrew: {request.reason}", lost_peer=name))
+        return WithdrawReply()
 
     def Attend(self, request: AttendRequest, context: Context) -> Iterator[Notice]:  # noqa: N802 - gRPC's name
         """Notices for a worker, until it leaves or training ends early."""

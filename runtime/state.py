@@ -256,8 +256,8 @@ class ServerState:
         now = self._clock()
         stalenesses = [version - self._held[rank].version for rank in verdict.update]
         self._accounting.update(now, stalenesses, apply_seconds=now - began)
-        if any(self._membership.member(rank).pushed_all for rank in verdict.update):
-            self._accounting.all_training = False
+        # From the next gradient on: the first ones began on version 0, all at once, and are younger than the law.
+        self._accounting.all_training = self._membership.all_training
 
     def _end(self, ending: Ending) -> None:
         if self._phase not in OVER:

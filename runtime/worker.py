@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
-from contract.errors import TrainingFailed
+from contract.errors import LockstepError, TrainingFailed
 from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
 from contract.study import MODELS_FOR
 from contract.task import TaskEnvironment
-from runtime.connection import Connection
+from runtime.connection import Connection, withdraw
 from runtime.dataset import load_dataset
 from runtime.emitter import Emitter
 from runtime.last_words import abandon
@@ -27,8 +27,15 @@ from runtime.wire.parameter_server_pb2 import Sender
 
 def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     """Train one rank's share of an experiment. Raises LockstepError if training did not finish."""
+    sender = Sender(
+        study=environment.study_id, experiment=environment.experiment_name, rank=environment.worker_rank
+    )
     _check(environment)
-    data = load_dataset(environment.dataset, INPUT_SHAPES[environment.model], environment.data_directory)
+    try:
+        data = load_dataset(environment.dataset, INPUT_SHAPES[environment.model], environment.data_directory)
+    except LockstepError as error:
+        withdraw(environment.parameter_server_address, sender, str(error))
+        raise
     model = FlatModel(build_model(environment.model, environment.seed))
     workers, rank = environment.total_workers_expected, environment.worker_rank
     sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
@@ -43,7 +50,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     )
     with Connection(
         environment.parameter_server_address,
-        Sender(study=environment.study_id, experiment=environment.experiment_name, rank=rank),
+        sender,
         parameters=model.length,
         steps=environment.epochs * sharding.steps_per_epoch,
         timeout_seconds=environment.experiment_timeout_seconds,

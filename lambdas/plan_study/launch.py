@@ -9,6 +9,8 @@ from contract.plan import Experiment
 from contract.study import TaskSize
 from contract.task import shared_environment
 
+CPU_UNITS_OF_A_VCPU = 1024
+
 
 def launch_item(experiment: Experiment) -> dict[str, Any]:
     """One item of the RunExperiments Map, as JSON values in the shapes that ECS and DynamoDB take."""
@@ -19,11 +21,12 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
         "task_group": experiment.task_group,
         "ranks": list(range(experiment.workers)),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
-        "server": _override(experiment.server),
-        "worker": _override(experiment.worker),
+        "server": _task(experiment.server),
+        "worker": _task(experiment.worker),
     }
 
 
-def _override(size: TaskSize) -> dict[str, str]:
-    """ECS takes the sizes of a task override as strings."""
-    return {"cpu": str(size.cpu), "memory": str(size.memory)}
+def _task(size: TaskSize) -> dict[str, Any]:
+    """Sizes as ECS takes them in an override, as strings; and a thread for each whole vCPU."""
+    threads = {"Name": "OMP_NUM_THREADS", "Value": str(max(1, size.cpu // CPU_UNITS_OF_A_VCPU))}
+    return {"cpu": str(size.cpu), "memory": str(size.memory), "environment": [threads]}

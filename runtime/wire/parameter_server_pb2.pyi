@@ -33,6 +33,18 @@ class JoinReply(_message.Message):
     total_workers: int
     def __init__(self, mode: _Optional[str] = ..., total_workers: _Optional[int] = ...) -> None: ...
 
+class WithdrawRequest(_message.Message):
+    __slots__ = ("sender", "reason")
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    sender: Sender
+    reason: str
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class WithdrawReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
 class AttendRequest(_message.Message):
     __slots__ = ("sender",)
     SENDER_FIELD_NUMBER: _ClassVar[int]

@@ -39,6 +39,11 @@ class ParameterServerStub:
                 request_serializer=runtime_dot_wire_dot_parameter__server__pb2.JoinRequest.SerializeToString,
                 response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.JoinReply.FromString,
                 _registered_method=True)
+        self.Withdraw = channel.unary_unary(
+                '/lockstep.ParameterServer/Withdraw',
+                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
+                _registered_method=True)
         self.Attend = channel.unary_stream(
                 '/lockstep.ParameterServer/Attend',
                 request_serializer=runtime_dot_wire_dot_parameter__server__pb2.AttendRequest.SerializeToString,
@@ -76,6 +81,13 @@ class ParameterServerServicer:
 
     def Join(self, request, context):
         """A worker enters under its rank. Answers, at once, what the server is; refuses strangers and taken ranks.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Withdraw(self, request, context):
+        """A worker that cannot take part says why, before or instead of joining: training ends for that reason.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,6 +143,11 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.JoinRequest.FromString,
                     response_serializer=runtime_dot_wire_dot_parameter__server__pb2.JoinReply.SerializeToString,
+            ),
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.FromString,
+                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.SerializeToString,
             ),
             'Attend': grpc.unary_stream_rpc_method_handler(
                     servicer.Attend,
@@ -190,6 +207,33 @@ class ParameterServer:
             '/lockstep.ParameterServer/Join',
             runtime_dot_wire_dot_parameter__server__pb2.JoinRequest.SerializeToString,
             runtime_dot_wire_dot_parameter__server__pb2.JoinReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Withdraw(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lockstep.ParameterServer/Withdraw',
+            runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
+            runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,7 +28,9 @@ KINDS: tuple[type[Record], ...] = (
     ServerSummary,
     TaskFailed,
 )
-LINE_ENDS = st.sampled_from(["\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\x00", "é", "🙂", '"', "\\"])
+LINE_ENDS = st.sampled_from(
+    ["\n", "\r", "\u2028", "\u2029", "\x85", "\x0b", "\x1c", "\x00", "é", "🙂", '"', "\\"]
+)
 TEXT_CHARACTERS = st.characters(exclude_categories=["Cs"]) | LINE_ENDS
 
 

@@ -235,7 +235,6 @@ def test_any_value_in_any_field_is_refused_or_taken(key: str, value: Any, throug
     document = INTERVAL | {key: value}
     try:
         record = from_line(line_of(json.dumps(document))) if through_text else from_mapping(document)
-    except MetricLineRefused as refused:
-        assert refused.problems
+    except MetricLineRefused:
         return
     assert from_line(to_line(record)) == record

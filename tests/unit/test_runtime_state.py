@@ -109,10 +109,18 @@ def test_staleness_counts_the_updates_between_pull_and_push() -> None:
     push(state, 1, 0, version=0)
     summary = state.summary()
     assert summary["staleness_histogram"] == {0: 3, 3: 1}
-    # Worker 0 made its last push as third: what came later did not come while all were training
-    assert summary["gradients_all_training"] == 3
-    assert summary["average_gradient_staleness_all_training"] == 0
     assert summary["average_gradient_staleness"] == 0.75
+
+
+def test_all_training_is_from_everyones_first_push_to_anyones_last() -> None:
+    state = started_state(Mode.ASYNC, workers=2, steps=3)
+    for rank, step, version in [(0, 0, 0), (1, 0, 0), (0, 1, 1), (1, 1, 2), (0, 2, 3), (1, 2, 4)]:
+        push(state, rank, step, version=version)
+    summary = state.summary()
+    assert summary["staleness_histogram"] == {0: 1, 1: 5}
+    # Neither the two first pushes nor the one after worker 0's last
+    assert summary["gradients_all_training"] == 3
+    assert summary["average_gradient_staleness_all_training"] == 1
 
 
 def test_times_come_from_the_clock_it_is_given() -> None:

@@ -1,0 +1,144 @@
+"""A small ECS on a loopback port: the three calls that the functions make, over the real protocol.
+
+moto's tasks have neither exit codes nor stop codes, and end the moment they are stopped; here a test says how a
+task ends. Clients reach it through AWS_ENDPOINT_URL_ECS.
+"""
+
+import json
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+CLUSTER = "arn:aws:ecs:us-east-1:123456789012:cluster/lockstep"
+PAGE = 3
+"""Tasks of one ListTasks answer: small, so that every test pages."""
+
+
+@dataclass
+class FakeTask:
+    """A task, and how it ends when it is told to stop."""
+
+    group: str
+    role: str
+    rank: int = 0
+    status: str = "RUNNING"
+    exit_code: int | None = None
+    stop_code: str = ""
+    reason: str = ""
+    stopped_at: float = 0.0
+    lingers: int = 0
+    """DescribeTasks answers that still say STOPPING after it was told to stop."""
+    exit_code_when_stopped: int | None = 143
+    arn: str = ""
+
+    def described(self) -> dict[str, Any]:
+        """As DescribeTasks tells it: what is not known is left out."""
+        if self.status == "STOPPING":
+            if self.lingers == 0:
+                self.status, self.exit_code = "STOPPED", self.exit_code_when_stopped
+            self.lingers -= 1
+        ended = self.status == "STOPPED"
+        environment = [{"name": "SERVER_MODE", "value": "sync"}]
+        if self.role == "worker":
+            environment.append({"name": "WORKER_RANK", "value": str(self.rank)})
+        return {
+            "taskArn": self.arn,
+            "clusterArn": CLUSTER,
+            "group": self.group,
+            "lastStatus": self.status,
+            "containers": [
+                {"name": self.role, **({} if self.exit_code is None else {"exitCode": self.exit_code})}
+            ],
+            "overrides": {"containerOverrides": [{"name": self.role, "environment": environment}]},
+            **({"stopCode": self.stop_code, "stoppedReason": self.reason} if self.stop_code else {}),
+            **({"stoppedAt": 1_790_000_000.0 + self.stopped_at} if ended else {}),
+        }
+
+
+def ended(group: str, role: str, rank: int = 0, **how: Any) -> FakeTask:
+    """A task that ended by itself, well unless `how` says otherwise."""
+    defaults = {"status": "STOPPED", "exit_code": 0, "stop_code": "EssentialContainerExited"}
+    return FakeTask(group, role, rank, **{**defaults, **how})
+
+
+@dataclass
+class FakeEcs:
+    """The cluster. Use as a context manager; `endpoint` is where it listens."""
+
+    tasks: list[FakeTask] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    """Arguments of StopTask, in order: group/role/rank and reason."""
+    endpoint: str = ""
+
+    def add(self, *tasks: FakeTask) -> None:
+        """Put tasks into the cluster."""
+        for task in tasks:
+            task.arn = f"{CLUSTER.replace(':cluster/', ':task/')}/{len(self.tasks):032x}"
+            self.tasks.append(task)
+
+    def running(self) -> list[str]:
+        """Tasks that nobody has asked to stop, as group/role/rank."""
+        return [_label(task) for task in self.tasks if task.status == "RUNNING"]
+
+    def answer(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
+        """One API call."""
+        assert request["cluster"] == CLUSTER
+        if action == "ListTasks":
+            return self._list(request)
+        if action == "DescribeTasks":
+            wanted = request["tasks"]
+            assert 1 <= len(wanted) <= 100
+            found = {task.arn: task for task in self.tasks}
+            return {
+                "tasks": [found[arn].described() for arn in wanted if arn in found],
+                "failures": [{"arn": arn, "reason": "MISSING"} for arn in wanted if arn not in found],
+            }
+        assert action == "StopTask", action
+        (task,) = (task for task in self.tasks if task.arn == request["task"])
+        self.stopped.append(f"{_label(task)}: {request['reason']}")
+        if task.status == "RUNNING":
+            task.status, task.stop_code, task.reason = "STOPPING", "UserInitiated", request["reason"]
+        return {"task": task.described()}
+
+    def _list(self, request: dict[str, Any]) -> dict[str, Any]:
+        desired = request.get("desiredStatus", "RUNNING")
+        assert desired in {"RUNNING", "STOPPED"}
+        arns = [task.arn for task in self.tasks if (task.status == "RUNNING") == (desired == "RUNNING")]
+        start = int(request.get("nextToken", "0"))
+        page: dict[str, Any] = {"taskArns": arns[start : start + PAGE]}
+        if start + PAGE < len(arns):
+            page["nextToken"] = str(start + PAGE)
+        return page
+
+    def __enter__(self) -> Self:
+        ecs = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                action = self.headers["X-Amz-Target"].rpartition(".")[2]
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                body = json.dumps(ecs.answer(action, request)).encode()
+                self.send_response(200)
+                self.send_header("Content-Type", "application/x-amz-json-1.1")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
+        self._thread.start()
+        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+
+def _label(task: FakeTask) -> str:
+    return f"{task.group}/{task.role}/{task.rank}"

@@ -1,0 +1,153 @@
+"""docs/study.schema.json: up to date, helpful in an editor, and of one mind with validation."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import cfnlint
+import pytest
+
+# The validator that cfn-lint brings: no other is needed.
+from cfnlint.jsonschema import StandardValidator
+
+from contract.errors import StudyRefused
+from contract.fargate import FARGATE_MEMORY, size_problem
+from contract.schema import DIALECT, FILE, ROOT, main, study_schema
+from contract.study import parse_study
+
+
+@pytest.fixture(scope="module")
+def schema() -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((ROOT / FILE).read_text(encoding="utf-8"))
+    return loaded
+
+
+def is_valid(schema: dict[str, Any], document: object) -> bool:
+    return not list(StandardValidator(schema=schema).iter_errors(document))
+
+
+def test_the_file_is_up_to_date(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"]) == 0, capsys.readouterr().err
+
+
+def test_a_stale_file_is_told_and_written_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--check"], tmp_path) == 1
+    assert capsys.readouterr().err == "docs/study.schema.json is stale; run: python -m contract.schema\n"
+    assert main([], tmp_path) == 0
+    assert main(["--check"], tmp_path) == 0
+    (tmp_path / FILE).write_text("{}")
+    assert main(["--check"], tmp_path) == 1
+
+
+def test_the_schema_says_which_dialect_it_is(schema: dict[str, Any]) -> None:
+    assert schema["$schema"] == DIALECT == "https://json-schema.org/draft/2020-12/schema"
+    assert schema == study_schema()
+
+
+def test_every_field_is_described(schema: dict[str, Any]) -> None:
+    def undescribed() -> Iterator[str]:
+        for name, definition in {"Study": schema, **schema["$defs"]}.items():
+            if not definition.get("description"):
+                yield name
+            for key, value in definition.get("properties", {}).items():
+                target = schema["$defs"].get(value.get("$ref", "").removeprefix("#/$defs/"), {})
+                if not value.get("description", target.get("description")):
+                    yield f"{name}.{key}"
+
+    assert list(undescribed()) == []
+
+
+VALID: list[dict[str, Any]] = [
+    {},
+    {"preset": "full", "seeds": [0, 1, 2]},
+    {"matrix": {"mode": ["async"], "workers": [1, 32]}},
+    {
+        "experiments": [
+            {"mode": "sync", "workers": 4},
+            {"name": "b", "mode": "async", "workers": 1, "seed": 3},
+        ]
+    },
+    {"experiments": None, "matrix": {}},
+    {"training": {"dataset": "cifar10"}},
+    {"training": {"dataset": "cifar10", "model": None}},
+    {"training": {"dataset": "synthetic", "model": "cifar-cnn", "learning_rate": 1}},
+    {"compute": {"mode": "emulated", "mean_ms": 0.5}, "server": {"cpu": 256, "memory": 512}},
+]
+MISTAKEN: list[object] = [
+    [],
+    {"trainning": {}},
+    {"training": {"epoch": 3}},
+    {"training": {"learning_rate": "0.1"}},
+    {"training": {"momentum": 1}},
+    {"training": {"dataset": "cifar10", "model": "digits-cnn"}},
+    {"training": {"model": "cifar-cnn"}},
+    {"training": {"dataset": "mnist"}},
+    {"preset": "all"},
+    {"name": "my study"},
+    {"matrix": {"mode": "sync"}},
+    {"matrix": {"mode": ["ssp"]}},
+    {"matrix": {"mode": ["sync", "sync"]}},
+    {"matrix": {"workers": [0]}},
+    {"matrix": {"workers": [33]}},
+    {"matrix": {"workers": []}},
+    {"matrix": {"workers": [4, 4]}},
+    {"seeds": [1, 1]},
+    {"seeds": [-1]},
+    {"experiments": []},
+    {"experiments": [{"mode": "sync"}]},
+    {"experiments": [{"mode": "sync", "workers": 2}], "matrix": {}},
+    {"experiments": [{"mode": "sync", "workers": 2}], "seeds": [0]},
+    {"experiments": [{"mode": "sync", "workers": 2}], "preset": "full"},
+    {"worker": {"cpu": 1024}},
+    {"worker": {"cpu": 1000, "memory": 2048}},
+    {"worker": {"cpu": 256, "memory": 1536}},
+    {"max_parallel_experiments": 41},
+]
+
+
+@pytest.mark.parametrize("document", VALID, ids=json.dumps)
+def test_what_validation_takes_is_valid(schema: dict[str, Any], document: dict[str, Any]) -> None:
+    parse_study(document)
+    assert is_valid(schema, document)
+
+
+@pytest.mark.parametrize("document", MISTAKEN, ids=json.dumps)
+def test_what_validation_refuses_is_not_valid(schema: dict[str, Any], document: object) -> None:
+    with pytest.raises(StudyRefused):
+        parse_study(document)
+    assert not is_valid(schema, document)
+
+
+@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.json")), ids=lambda path: path.name)
+def test_every_example_is_valid(schema: dict[str, Any], example: Path) -> None:
+    document = json.loads(example.read_text(encoding="utf-8"))
+    parse_study(document)
+    assert is_valid(schema, document)
+
+
+def test_there_are_examples() -> None:
+    assert (ROOT / "examples" / "demo.json").exists()
+
+
+def test_fargate_sizes_are_those_that_the_linter_of_cloudformation_knows() -> None:
+    rules = Path(cfnlint.__path__[0]).joinpath(
+        "data", "schemas", "extensions", "aws_ecs_taskdefinition", "fargate_cpu_memory.json"
+    )
+    pairs: dict[int, list[int]] = {}
+    for rule in json.loads(rules.read_text())["then"]["anyOf"]:
+        cpu, memory = (rule["properties"][key]["then"] for key in ("Cpu", "Memory"))
+        pairs[int(cpu["enum"][0])] = memory.get("enum") or list(
+            range(memory["minimum"], memory["maximum"] + 1, memory["multipleOf"])
+        )
+    assert {cpu: list(sizes) for cpu, sizes in FARGATE_MEMORY.items()} == {
+        cpu: sizes for cpu, sizes in pairs.items() if cpu in FARGATE_MEMORY
+    }
+
+
+def test_every_pair_of_fargate_is_taken_and_its_neighbours_are_not() -> None:
+    for cpu, sizes in FARGATE_MEMORY.items():
+        assert [size_problem(cpu, size) for size in sizes] == [""] * len(sizes)
+        assert size_problem(cpu, sizes[0] - 1)
+        assert size_problem(cpu, sizes[-1] + 1024)
+        assert size_problem(cpu + 1, sizes[0])

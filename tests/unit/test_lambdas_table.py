@@ -1,0 +1,241 @@
+"""The table adapter: every write may be repeated, and no late word overwrites a final one."""
+
+import random
+from datetime import datetime
+
+import boto3
+import pytest
+from botocore.exceptions import ClientError
+from hypothesis import HealthCheck, given, settings
+
+from contract.metrics import MetricRecord, ServerInterval
+from contract.plan import Experiment, plan
+from contract.study import parse_study
+from contract.table import EXPIRY, TERMINAL, Status
+from lambdas.table import ExperimentTable
+from lambdas.verdict import TaskOutcome, Verdict
+from tests.unit.conftest import TABLE
+from tests.unit.metric_records import records
+from tests.unit.report_fixtures import records_of, task_failed
+
+STUDY = "study-1"
+DOCUMENT = {"matrix": {"workers": [2, 1]}, "training": {"learning_rate": 0.1}}
+KILLED = Verdict(Status.FAILED, "worker 1 was killed")
+
+
+@pytest.fixture
+def experiments(table: ExperimentTable) -> list[Experiment]:
+    """A study of four experiments, planned."""
+    planned = plan(parse_study(DOCUMENT), STUDY)
+    table.put_plan(STUDY, DOCUMENT, planned)
+    return planned
+
+
+def rows() -> list[dict[str, object]]:
+    """Everything in the table but the time to live, which says when a row was written."""
+    items = boto3.resource("dynamodb").Table(TABLE).scan()["Items"]
+    return [{name: value for name, value in item.items() if name != EXPIRY} for item in items]
+
+
+def test_a_plan_is_read_back_in_its_order(table: ExperimentTable, experiments: list[Experiment]) -> None:
+    study = table.study(STUDY)
+    assert study is not None
+    assert (study.document, study.status, study.ended_at) == (DOCUMENT, Status.RUNNING, "")
+    planned = table.experiments(STUDY)
+    assert [row.experiment for row in planned] == experiments
+    assert [e.name for e in experiments] == [
+        "sync_2workers",
+        "async_2workers",
+        "sync_1worker",
+        "async_1worker",
+    ]
+    assert {row.status for row in planned} == {Status.PLANNED}
+    assert table.experiment(STUDY, "sync_1worker").experiment == experiments[2]
+
+
+def test_what_is_not_there_is_told(table: ExperimentTable) -> None:
+    assert table.study("other") is None
+    assert table.experiments("other") == []
+    assert table.records("other", "sync_1worker") == []
+    with pytest.raises(KeyError, match="study other has no experiment sync_1worker"):
+        table.experiment("other", "sync_1worker")
+
+
+def test_a_plan_that_is_written_twice_stays_as_it_was(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    table.settle(experiments[0], KILLED)
+    table.end_study(STUDY, Status.FAILED)
+    before = rows()
+    table.put_plan(STUDY, {"other": 1}, reversed(experiments))
+    assert rows() == before
+
+
+def test_a_plan_that_was_half_written_is_completed(table: ExperimentTable) -> None:
+    planned = plan(parse_study(DOCUMENT), STUDY)
+    table.put_plan(STUDY, DOCUMENT, planned[:1])
+    table.put_plan(STUDY, DOCUMENT, planned)
+    assert [row.experiment for row in table.experiments(STUDY)] == planned
+
+
+def test_a_verdict_is_read_back_with_what_it_rests_on(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    tasks = [TaskOutcome(role="server", exit_code=0), TaskOutcome(role="worker", rank=1, exit_code=137)]
+    error = {"Error": "States.TaskFailed", "Cause": "…"}
+    table.settle(experiments[0], KILLED, tasks=tasks, error=error, warnings=["one record is missing"])
+    row = table.experiment(STUDY, experiments[0].name)
+    assert (row.status, row.cause, row.error) == (Status.FAILED, "worker 1 was killed", error)
+    assert list(row.tasks) == tasks
+    assert list(row.warnings) == ["one record is missing"]
+    assert row.ended_at
+
+
+def test_a_verdict_may_be_reconsidered_but_the_end_was_when_it_was(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    table.settle(experiments[0], Verdict(Status.COMPLETED))
+    first = table.experiment(STUDY, experiments[0].name)
+    table.settle(experiments[0], Verdict(Status.FAILED, "no result"), warnings=["late"])
+    second = table.experiment(STUDY, experiments[0].name)
+    assert (second.status, second.cause) == (Status.FAILED, "no result")
+    assert second.ended_at == first.ended_at != ""
+
+
+def test_a_verdict_does_not_overwrite_an_abort(table: ExperimentTable, experiments: list[Experiment]) -> None:
+    table.abort(experiments[0], "the execution was stopped")
+    before = rows()
+    table.settle(experiments[0], Verdict(Status.COMPLETED))
+    assert rows() == before
+    assert table.experiment(STUDY, experiments[0].name).status is Status.ABORTED
+
+
+@pytest.mark.parametrize("verdict", [Verdict(Status.COMPLETED), KILLED])
+def test_an_abort_does_not_overwrite_a_verdict(
+    table: ExperimentTable, experiments: list[Experiment], verdict: Verdict
+) -> None:
+    table.settle(experiments[0], verdict)
+    before = rows()
+    table.abort(experiments[0], "the execution was stopped")
+    assert rows() == before
+
+
+@pytest.mark.usefixtures("experiments")
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+def test_a_study_ends_once(table: ExperimentTable, status: Status) -> None:
+    table.end_study(STUDY, status)
+    before = rows()
+    for other in TERMINAL:
+        table.end_study(STUDY, other)
+    assert rows() == before
+    study = table.study(STUDY)
+    assert study is not None
+    assert study.status is status
+    assert study.ended_at
+    assert {row.status for row in table.experiments(STUDY)} == {Status.PLANNED}
+
+
+def test_no_word_on_what_was_never_planned_makes_a_row(table: ExperimentTable) -> None:
+    (experiment, _) = plan(parse_study({}), STUDY)
+    table.settle(experiment, KILLED)
+    table.abort(experiment, "stopped")
+    table.end_study(STUDY, Status.FAILED)
+    assert rows() == []
+
+
+def test_records_are_the_same_rows_however_they_arrive(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    """Delivery is at least once and in any order: twice, duplicated within a batch, shuffled, in parts."""
+    experiment = experiments[0]
+    said = records_of(experiment)
+    order = {(r.role, r.rank, r.seq): r for r in said}
+    assert len(order) == len(said) > 15
+    assert table.put_records(said) == len(said)
+    once = rows()
+    shuffled = random.Random(0).sample(said, len(said))
+    assert table.put_records(shuffled + said + shuffled[:5]) == len(said)
+    table.put_records(shuffled[:7])
+    assert sorted(rows(), key=str) == sorted(once, key=str)
+    assert table.records(STUDY, experiment.name) == [order[key] for key in sorted(order)]
+
+
+def test_records_of_one_emitter_are_found_alone(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    experiment = experiments[0]
+    said = records_of(experiment)
+    table.put_records(said + records_of(experiments[1]))
+    mine = [record for record in said if (record.role, record.rank) == ("worker", 1)]
+    assert table.records(STUDY, experiment.name, emitter=("worker", 1)) == mine
+    assert table.records(STUDY, experiment.name, emitter=("worker", 2)) == []
+
+
+def test_more_rows_than_one_answer_holds_are_all_read(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    """DynamoDB answers a query with at most 1 MB."""
+    experiment = experiments[0]
+    template = task_failed(experiment, "worker", 0, 0, "server")
+    many = [template.model_copy(update={"seq": seq, "reason": "x" * 4000}) for seq in range(300)]
+    table.put_records(many)
+    raw = boto3.client("dynamodb").query(
+        TableName=TABLE,
+        KeyConditionExpression="pk = :pk",
+        ExpressionAttributeValues={":pk": {"S": f"EXPERIMENT#{STUDY}/{experiment.name}"}},
+    )
+    assert "LastEvaluatedKey" in raw
+    assert table.records(STUDY, experiment.name) == many
+
+
+def test_records_expire_after_a_year(table: ExperimentTable, experiments: list[Experiment]) -> None:
+    table.put_records(records_of(experiments[0])[:1])
+    (row,) = (
+        item
+        for item in boto3.resource("dynamodb").Table(TABLE).scan()["Items"]
+        if "METRIC" in str(item["sk"])
+    )
+    (record,) = table.records(STUDY, experiments[0].name)
+    year = 365 * 24 * 3600
+    study = table.study(STUDY)
+    assert study is not None
+    assert int(str(row[EXPIRY])) - year >= datetime.fromisoformat(study.created_at).timestamp() - 1
+    assert record == records_of(experiments[0])[0]
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(record=records())
+def test_any_record_can_be_stored_and_read_back(table: ExperimentTable, record: MetricRecord) -> None:
+    """Whatever a line may say: no number is too large, too small or too exact for the table."""
+    table.put_records([record])
+    stored = table.records(record.study, record.experiment, emitter=(record.role, record.rank))
+    (found,) = (one for one in stored if one.seq == record.seq)
+    assert found == approximately(record)
+
+
+def approximately(record: MetricRecord) -> MetricRecord:
+    """The record with the floats that the table does not tell from zero."""
+    tiny = {name: 0.0 for name, value in record if isinstance(value, float) and 0 < abs(value) < 1e-100}
+    return record.model_copy(update=tiny)
+
+
+def test_a_number_next_to_zero_is_stored_as_zero(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    (interval, *_) = (r for r in records_of(experiments[0]) if isinstance(r, ServerInterval))
+    table.put_records([interval.model_copy(update={"interval_seconds": 5e-324, "mean_staleness": 1e-99})])
+    (stored,) = table.records(STUDY, experiments[0].name)
+    assert isinstance(stored, ServerInterval)
+    assert (stored.interval_seconds, stored.mean_staleness) == (0, 1e-99)
+
+
+def test_an_error_of_the_table_is_not_taken_for_a_row_that_is_there(aws: boto3.Session) -> None:
+    absent = ExperimentTable.named("absent", aws)
+    (experiment, _) = plan(parse_study({}), STUDY)
+    for write in (
+        lambda: absent.put_plan(STUDY, {}, [experiment]),
+        lambda: absent.settle(experiment, KILLED),
+        lambda: absent.abort(experiment, ""),
+    ):
+        with pytest.raises(ClientError, match="ResourceNotFoundException"):
+            write()
