@@ -52,8 +52,10 @@ class Training(Construct):
         """Built from runtime/Dockerfile at deploy time, or one that is in a registry already (context `image`)."""
         if uri := self.node.try_get_context("image"):
             return ecs.ContainerImage.from_registry(uri)
+        torch_index = self.node.try_get_context("torch_index")
         return ecs.ContainerImage.from_asset(
             str(REPOSITORY),
+            build_args={"TORCH_INDEX": torch_index} if torch_index else None,
             file="runtime/Dockerfile",
             exclude=only("contract", "runtime"),
             ignore_mode=cdk.IgnoreMode.GIT,
