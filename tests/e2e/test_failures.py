@@ -44,7 +44,7 @@ def test_killed_worker_fails_its_experiment_and_no_other(
             {"name": "victim", "mode": "sync", "workers": 3},
             {"name": "sibling", "mode": "async", "workers": 2},
         ],
-        "training": {**QUICK, "epochs": 12},
+        "training": {**QUICK, "epochs": 12, "batch_size": 128},
         "compute": LONG,
     }
     arn = start(study)
