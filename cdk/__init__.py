@@ -1,12 +1,16 @@
 """The AWS stack: one file per concern, composed and granted in stack.py.
 
 Runs at synth time. Makes no AWS call, needs no Docker; names handlers by string and knows none of their code.
+This module is imported elsewhere too, and so does not import aws_cdk, which starts a Node.js process.
 """
 
 from pathlib import Path
 from typing import Final
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
+
+EMBEDDED_CLOUD: Final = "EmbeddedCloud"
+"""The template's parameter that leaves out, behind one condition, what the embedded cloud cannot take."""
 
 
 def only(*folders: str) -> list[str]:

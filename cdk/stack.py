@@ -7,6 +7,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
+from cdk import EMBEDDED_CLOUD
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
@@ -15,9 +16,6 @@ from cdk.training import Training
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
 from contract.results import STUDIES
-
-EMBEDDED_CLOUD = "EmbeddedCloud"
-"""Parameter that leaves out, behind one condition, what the embedded cloud cannot take."""
 
 
 class LockstepStack(cdk.Stack):
@@ -96,7 +94,10 @@ class LockstepStack(cdk.Stack):
         publish = self.functions.function(
             "publish_report",
             description="Draw a study's report and put it into the bucket",
-            environment=self._environment(BUCKET_NAME=self.storage.bucket.bucket_name),
+            environment=self._environment(
+                BUCKET_NAME=self.storage.bucket.bucket_name,
+                MPLCONFIGDIR="/tmp/matplotlib",  # noqa: S108 - the one folder that a function may write to
+            ),
             timeout_seconds=600,
             memory_mib=2048,
             layers=[self.functions.report_layer],

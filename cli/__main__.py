@@ -7,12 +7,12 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, ParamSpec
 
-import click
 import typer
 from rich.console import Console
 
@@ -46,13 +46,35 @@ StudyFile = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run on the embedded cloud of this machine.")]
 Output = Annotated[Path, typer.Option(help="Folder that results are fetched to.")]
-Engine = Annotated[str, typer.Option(help="What runs the tasks: process, or docker where one is running.")]
+Engine = Annotated[
+    Literal["process", "docker"],
+    typer.Option(help="What runs the tasks: processes, or the Docker engine of this machine."),
+]
 Profile = Annotated[str | None, typer.Option(help="AWS profile.")]
 Region = Annotated[str | None, typer.Option(help="AWS region.")]
 StackName = Annotated[str, typer.Option(help="Name of the deployed stack.")]
 
 
-@app.command()
+P = ParamSpec("P")
+
+
+def verb(function: Callable[P, None]) -> Callable[P, None]:
+    """Make a function a verb of the command: its errors become one message and an exit status."""
+
+    @wraps(function)
+    def translated(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt:
+            raise typer.Exit(ExitCode.INTERRUPTED) from None
+        except LockstepError as error:
+            _say(str(error))
+            raise typer.Exit(ExitCode.REFUSED if isinstance(error, Refused) else ExitCode.FAILED) from error
+
+    return app.command()(translated)
+
+
+@verb
 def up(engine: Engine = "process") -> None:
     """Start the embedded cloud, deploy the stack, and say how to use it."""
     cloud = start_cloud(UP, engine=engine, tied=False, progress=_say)
@@ -67,7 +89,7 @@ def up(engine: Engine = "process") -> None:
     typer.echo("\nor with:  ./lockstep run --local\nStop with: ./lockstep down")
 
 
-@app.command()
+@verb
 def down() -> None:
     """Stop the embedded cloud that `up` started, and everything in it."""
     cloud = Cloud.load(UP)
@@ -78,7 +100,7 @@ def down() -> None:
     _say("the embedded cloud is down")
 
 
-@app.command()
+@verb
 def run(  # noqa: PLR0917 - typer reads options from the signature
     study: StudyFile = None,
     local: Local = False,
@@ -97,7 +119,7 @@ def run(  # noqa: PLR0917 - typer reads options from the signature
         _run(Deployment.on_aws(stack_name, profile, region), document, parsed, output)
 
 
-@app.command()
+@verb
 def demo(output: Output = Path("results"), engine: Engine = "process") -> None:
     """Sync against async with 1, 2 and 4 workers, on the embedded cloud of this machine."""
     run(study=DEMO, local=True, output=output, engine=engine)
@@ -117,7 +139,7 @@ def _read(file: Path | None) -> tuple[dict[str, Any], Study]:
 
 
 @contextmanager
-def _embedded(engine: str) -> Iterator[Cloud]:
+def _embedded(engine: Literal["process", "docker"]) -> Iterator[Cloud]:
     """The cloud that is up, or one for this run alone."""
     if cloud := Cloud.load(UP):
         yield cloud
@@ -138,7 +160,8 @@ def _run(deployment: Deployment, document: dict[str, Any], study: Study, output:
         _stop(deployment, execution)
         raise
     if ended.error == "StudyRefused":
-        raise typer.Exit(_refused(ended.cause))
+        _say(ended.cause)
+        raise typer.Exit(ExitCode.REFUSED)
     folder = results.fetch(deployment, execution.study_id, output)
     if folder:
         typer.echo((folder / SUMMARY_TEXT).read_text())
@@ -168,31 +191,15 @@ def _stop(deployment: Deployment, execution: Execution) -> None:
         _say(f"tasks of {execution.study_id} may still be running on the {deployment.hint}")
 
 
-def _refused(message: str) -> ExitCode:
-    progress.print(message, markup=False, highlight=False, soft_wrap=True)
-    return ExitCode.REFUSED
-
-
 def _say(text: str) -> None:
     progress.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def main() -> int:
-    """Run the command. Every error of ours is one message without a traceback."""
+def main() -> None:
+    """Run the command; ends the process with its exit status."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(ExitCode.TERMINATED))
-    try:
-        return int(app(standalone_mode=False) or ExitCode.DONE)
-    except (KeyboardInterrupt, click.Abort):
-        return ExitCode.INTERRUPTED
-    except click.ClickException as usage:
-        usage.show()
-        return ExitCode.REFUSED
-    except Refused as refused:
-        return _refused(str(refused))
-    except LockstepError as error:
-        _say(str(error))
-        return ExitCode.FAILED
+    app(prog_name="lockstep")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

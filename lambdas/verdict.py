@@ -82,7 +82,7 @@ def judge(
     told = [f"{o.label} {_reason(o, said)}" for o in failed if _guilt(o, said) < _Guilt.STOPPED]
     if told:
         root, *others = told
-        return Verdict(Status.FAILED, root + (f". Then: {'; '.join(others)}" if others else ""))
+        return Verdict(Status.FAILED, f"{root.rstrip('.')}. Then: {'; '.join(others)}" if others else root)
     if error:
         return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
     if failed:

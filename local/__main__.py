@@ -19,9 +19,10 @@ import boto3
 
 from contract.errors import LockstepError
 from local.cloud import STATE, STEP, Cloud
-from local.deploy import deploy, synthesize
+from local.deploy import STACK, deploy, synthesize
 from local.emulator import client_environment, start_emulator
 from local.engines import start_engine
+from local.images import task_images
 
 
 class _Stopped(BaseException):
@@ -55,14 +56,15 @@ def _start(state: Path, engine: str, parts: ExitStack) -> list[subprocess.Popen[
     task_engine = start_engine(engine, state)
     parts.callback(task_engine.stop)
     assembly_cache = STATE / "synth"
-    synthesize(assembly_cache, _say)  # while the engine warms up
+    assembly = synthesize(assembly_cache, _say)  # while the engine warms up
     task_engine.await_ready()
     _say("starting the AWS emulator")
     emulator = start_emulator(state, docker_host=task_engine.docker_host, host_name=task_engine.host_name)
     parts.callback(emulator.stop)
     os.environ.update(client_environment(emulator.endpoint))
-    outputs = deploy(boto3.Session(), assembly_cache, _say)
-    task_engine.provide_image(assembly_cache, _say)
+    session = boto3.Session()
+    outputs = deploy(session, assembly_cache, _say)
+    task_engine.provide_images(task_images(session), assembly / f"{STACK}.assets.json", _say)
     Cloud(pid=os.getpid(), endpoint=emulator.endpoint, outputs=outputs, state=str(state)).save()
     return [emulator.process, *task_engine.processes]
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from cdk import REPOSITORY
 from contract.errors import LockstepError
@@ -21,6 +21,8 @@ from local.processes import ProcessFailed, kill_session, spawn, stop, tail
 
 STATE = REPOSITORY / ".lockstep"
 """Everything that embedded clouds write lies below it."""
+
+Engine = Literal["process", "docker"]
 
 START_SECONDS = 180
 STOP_SECONDS = 20
@@ -75,7 +77,7 @@ class Cloud:
 
 
 def start_cloud(
-    state: Path, *, engine: str = "process", tied: bool, progress: Callable[[str], None]
+    state: Path, *, engine: Engine = "process", tied: bool, progress: Callable[[str], None]
 ) -> Cloud:
     """Start an embedded cloud with its files under `state`.
 

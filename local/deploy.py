@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 
-from cdk import REPOSITORY
-from cdk.stack import EMBEDDED_CLOUD
+from cdk import EMBEDDED_CLOUD, REPOSITORY
 from contract.errors import LockstepError
 from local.emulator import ACCOUNT, REGION
 

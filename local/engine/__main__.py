@@ -10,10 +10,9 @@ import asyncio
 import json
 import logging
 import os
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from local.engine.addresses import AddressPool
@@ -21,6 +20,7 @@ from local.engine.api import Api
 from local.engine.containers import Engine
 from local.engine.http_server import HttpServer
 from local.engine.launcher import Launcher, LaunchFailed
+from local.engine.lifetime import when_asked_to_end
 
 log = logging.getLogger("task-engine")
 
@@ -65,14 +65,6 @@ def announce(path: Path, port: int, subnet: str) -> None:
     Path(file.name).replace(path)
 
 
-def end_with_parent(end: Callable[[], None]) -> None:
-    """Call `end` when the process that started the engine is gone."""
-    # Not PR_SET_PDEATHSIG: that follows the *thread* that started the engine, and would end it with that
-    # thread.
-    if parent := os.getppid():  # 0: it lives in another PID namespace, where nothing can be seen of it
-        asyncio.get_running_loop().add_reader(os.pidfd_open(parent), end)
-
-
 async def serve(arguments: argparse.Namespace, launcher: Launcher) -> int:
     """Serve until asked to end: the exit code, 1 when the engine cannot start or go on."""
     loop = asyncio.get_running_loop()
@@ -82,9 +74,7 @@ async def serve(arguments: argparse.Namespace, launcher: Launcher) -> int:
         if not ended.done():
             ended.set_result(code)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, end)
-    end_with_parent(end)
+    when_asked_to_end(end)
 
     addresses = AddressPool()
     engine = Engine(launcher, addresses, kept(os.environ) | _NO_AWS_FILES)

@@ -1,4 +1,4 @@
-"""A small HTTP/1.1 server for one loopback client: keep-alive, fixed and chunked answers, clients that leave.
+"""A small HTTP/1.1 server for one client on this machine: keep-alive, fixed and chunked answers, clients that leave.
 
 Runs in the engine process; must not know Docker or containers. Hand-written because an AWS emulator polls it:
 this parser costs a few dozen microseconds a request, and the whole of what docker-py sends fits in it.
@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 log = logging.getLogger("task-engine")
@@ -194,7 +195,7 @@ class Connection(asyncio.Protocol):
 
 
 class HttpServer:
-    """Listens on 127.0.0.1 and answers with `handler`."""
+    """Listens on 127.0.0.1 or on a Unix socket and answers with `handler`."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
@@ -204,11 +205,17 @@ class HttpServer:
     async def listen(self, port: int) -> int:
         """Accept connections on `port`, or on a free one if 0: the port. Raises OSError if it is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: Connection(self._handler, self._connections), "127.0.0.1", port, backlog=256
-        )
+        self._server = await loop.create_server(self._connection, "127.0.0.1", port, backlog=256)
         bound: int = self._server.sockets[0].getsockname()[1]
         return bound
+
+    async def listen_at(self, path: Path) -> None:
+        """Accept connections on a Unix socket. Raises OSError, for one if `path` is over 107 bytes long."""
+        loop = asyncio.get_running_loop()
+        self._server = await loop.create_unix_server(self._connection, path, backlog=256)
+
+    def _connection(self) -> Connection:
+        return Connection(self._handler, self._connections)
 
     def stop_listening(self) -> None:
         """Accept nobody any more; answers under way go on."""

@@ -7,7 +7,7 @@ from pathlib import Path
 import boto3
 import pytest
 
-from cdk.stack import EMBEDDED_CLOUD
+from cdk import EMBEDDED_CLOUD
 from local.deploy import bootstrap
 from local.emulator import client_environment, start_emulator
 from local.engines import SELF_NAME

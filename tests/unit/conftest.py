@@ -1,10 +1,10 @@
 """AWS for the functions' tests: moto's services in this process, and an ECS whose tasks end as a test says."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 import boto3
 import pytest
+from aws_lambda_powertools.utilities.typing import LambdaContext
 from moto import mock_aws
 
 from lambdas.table import ExperimentTable
@@ -13,19 +13,18 @@ from tests.unit.fake_ecs import CLUSTER, FakeEcs
 TABLE, BUCKET, LOG_GROUP = "lockstep-table", "lockstep-results", "lockstep-tasks"
 
 
-@dataclass(frozen=True)
-class LambdaContext:
+class FunctionContext(LambdaContext):
     """What Powertools asks of a function's context."""
 
-    function_name: str = "function"
-    memory_limit_in_mb: int = 256
-    invoked_function_arn: str = "arn:aws:lambda:us-east-1:123456789012:function:function"
-    aws_request_id: str = "00000000-0000-0000-0000-000000000000"
+    _function_name = "function"
+    _memory_limit_in_mb = 256
+    _invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:function"
+    _aws_request_id = "00000000-0000-0000-0000-000000000000"
 
 
 @pytest.fixture
 def context() -> LambdaContext:
-    return LambdaContext()
+    return FunctionContext()
 
 
 @pytest.fixture(scope="session")

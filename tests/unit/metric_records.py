@@ -1,7 +1,7 @@
 """Hypothesis strategies for metric records, read off the fields of each kind."""
 
 from datetime import UTC
-from enum import EnumType
+from enum import Enum
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -66,7 +66,7 @@ def _values(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]: 
         return st.sampled_from(arguments)
     if origin is dict:
         return st.dictionaries(_values(arguments[0], {}), _values(arguments[1], {}), max_size=5)
-    if isinstance(annotation, EnumType):
+    if isinstance(annotation, type) and issubclass(annotation, Enum):
         return st.sampled_from(annotation)
     if annotation is type(None):
         return st.none()

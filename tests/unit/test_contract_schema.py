@@ -5,11 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cfnlint
+import cfnlint  # type: ignore[import-untyped]  # it has no types
 import pytest
 
 # The validator that cfn-lint brings: no other is needed.
-from cfnlint.jsonschema import StandardValidator
+from cfnlint.jsonschema import StandardValidator  # type: ignore[import-untyped]  # it has no types
 
 from contract.errors import StudyRefused
 from contract.fargate import FARGATE_MEMORY, size_problem

@@ -1,0 +1,1 @@
+"""Tests of what is deployed: the synthesized template, its assets and the state machine."""

@@ -1,0 +1,215 @@
+"""The stack: what is in it, what the embedded cloud takes of it, and that its parts fit the contract."""
+
+import importlib
+import inspect
+from typing import Any
+
+import pytest
+from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as EMULATED
+
+from cdk import EMBEDDED_CLOUD
+from cdk.network import VPC_CIDR
+from contract.metrics import FILTER_PATTERN
+from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
+from contract.task import SERVER_PORT
+from lambdas.environment import FunctionEnvironment
+from tests.infrastructure.conftest import Assembly
+
+OTHERS_VARIABLES = {"POWERTOOLS_LOG_LEVEL", "MPLCONFIGDIR"}
+"""What a function is told that libraries read, not our own code."""
+
+FUNCTIONS = (
+    "plan_study",
+    "judge_experiment",
+    "ingest_metrics",
+    "reconcile_metrics",
+    "publish_report",
+    "sweep_tasks",
+)
+
+
+def test_the_outputs_are_those_that_users_and_the_command_line_read(assembly: Assembly) -> None:
+    outputs = assembly.template["Outputs"]
+    assert set(outputs) == {
+        "StateMachineArn",
+        "TableName",
+        "BucketName",
+        "ClusterArn",
+        "LogGroupName",
+        "StartCommand",
+    }
+    machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
+    assert outputs["StateMachineArn"]["Value"] == {"Ref": machine}
+    begin, reference, end = outputs["StartCommand"]["Value"]["Fn::Join"][1]
+    assert begin == "aws stepfunctions start-execution --state-machine-arn "
+    assert (reference, end) == ({"Ref": machine}, " --input '{}'")
+
+
+def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly: Assembly) -> None:
+    """A type behind a false condition is passed over; every other one must be known to the emulator."""
+    assert assembly.template["Conditions"] == {
+        "OnAws": {"Fn::Equals": [{"Ref": EMBEDDED_CLOUD}, "false"]},
+    }
+    assert assembly.template["Parameters"][EMBEDDED_CLOUD]["Default"] == "false"
+    unconditional = {r["Type"] for r in assembly.template["Resources"].values() if "Condition" not in r}
+    assert unconditional - EMULATED.keys() == set()
+    refused = {
+        "AWS::EC2::SecurityGroupIngress",
+        "AWS::ECS::ClusterCapacityProviderAssociations",
+        "AWS::EC2::FlowLog",
+        "AWS::EC2::NatGateway",
+        "AWS::EC2::EIP",
+        "AWS::Budgets::Budget",
+    }
+    assert not refused & EMULATED.keys(), "the emulator has learned a type: the list is out of date"
+    for resource in assembly.template["Resources"].values():
+        assert not resource["Type"].startswith(("Custom::", "AWS::CloudFormation::")), "hangs or needs Node"
+        assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
+
+
+def test_layers_alone_are_for_aws_alone(assembly: Assembly) -> None:
+    conditional = {r["Type"] for r in assembly.template["Resources"].values() if "Condition" in r}
+    assert conditional == {"AWS::Lambda::LayerVersion"}
+    layers = assembly.resources("AWS::Lambda::LayerVersion")
+    for name, function in assembly.functions().items():
+        condition, on_aws, elsewhere = function["Layers"]["Fn::If"]
+        assert (condition, elsewhere) == ("OnAws", {"Ref": "AWS::NoValue"})
+        assert {layer["Ref"] for layer in on_aws} <= layers.keys()
+        assert len(on_aws) == (2 if name == "publish_report" else 1)
+
+
+def test_the_table_has_the_keys_of_the_contract(assembly: Assembly) -> None:
+    _, table = assembly.only("AWS::DynamoDB::Table")
+    assert table["KeySchema"] == [
+        {"AttributeName": PARTITION_KEY, "KeyType": "HASH"},
+        {"AttributeName": SORT_KEY, "KeyType": "RANGE"},
+    ]
+    assert {a["AttributeName"]: a["AttributeType"] for a in table["AttributeDefinitions"]} == {
+        PARTITION_KEY: "S",
+        SORT_KEY: "S",
+    }
+    assert table["TimeToLiveSpecification"] == {"AttributeName": EXPIRY, "Enabled": True}
+    assert table["BillingMode"] == "PAY_PER_REQUEST"
+
+
+def test_the_bucket_is_private_encrypted_and_outlives_the_stack(assembly: Assembly) -> None:
+    ((logical_id, resource),) = assembly.resources("AWS::S3::Bucket").items()
+    bucket = resource["Properties"]
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
+    _, policy = assembly.only("AWS::S3::BucketPolicy")
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert (statement["Effect"], statement["Action"], statement["Principal"]) == (
+        "Deny",
+        "s3:*",
+        {"AWS": "*"},
+    )
+    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
+    everything = {"Fn::Join": ["", [{"Fn::GetAtt": [logical_id, "Arn"]}, "/*"]]}
+    assert statement["Resource"] == [{"Fn::GetAtt": [logical_id, "Arn"]}, everything]
+
+
+def test_metric_lines_of_the_tasks_go_to_ingestion_once_it_may_be_called(assembly: Assembly) -> None:
+    """A filter that is made before its permission would be disabled, and lines skipped."""
+    ((_, resource),) = assembly.resources("AWS::Logs::SubscriptionFilter").items()
+    subscription = resource["Properties"]
+    assert subscription["FilterPattern"] == FILTER_PATTERN
+    definitions = assembly.resources("AWS::ECS::TaskDefinition").values()
+    for definition in definitions:
+        (container,) = definition["Properties"]["ContainerDefinitions"]
+        assert container["LogConfiguration"]["Options"]["awslogs-group"] == subscription["LogGroupName"]
+    (waited_for,) = resource["DependsOn"]
+    permission = assembly.resources("AWS::Lambda::Permission")[waited_for]["Properties"]
+    assert permission["FunctionName"] == subscription["DestinationArn"]
+    assert permission["Principal"] == "logs.amazonaws.com"
+    assert permission["SourceArn"] == {"Fn::GetAtt": [subscription["LogGroupName"]["Ref"], "Arn"]}
+    function = assembly.template["Resources"][subscription["DestinationArn"]["Fn::GetAtt"][0]]
+    assert function["Properties"]["Handler"] == "lambdas.ingest_metrics.handler.handler"
+
+
+def test_there_is_a_function_for_each_folder(assembly: Assembly) -> None:
+    assert set(assembly.functions()) == set(FUNCTIONS)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_a_functions_handler_can_be_called_and_is_told_what_it_reads(assembly: Assembly, name: str) -> None:
+    properties = assembly.functions()[name]
+    module_name, _, attribute = properties["Handler"].rpartition(".")
+    module = importlib.import_module(module_name)
+    handler = getattr(module, attribute)
+    assert list(inspect.signature(handler, follow_wrapped=True).parameters) == ["event", "context"]
+    (environment,) = (
+        value
+        for value in vars(module).values()
+        if isinstance(value, type) and issubclass(value, FunctionEnvironment)
+    )
+    given = properties["Environment"]["Variables"].keys()
+    required = {n.upper() for n, field in environment.model_fields.items() if field.is_required()}
+    known = {n.upper() for n in environment.model_fields}
+    assert required <= given
+    assert given - known <= OTHERS_VARIABLES
+
+
+def test_a_function_ends_before_its_state_gives_up(assembly: Assembly, machine: dict[str, Any]) -> None:
+    patience = {
+        "plan_study": machine["States"]["PlanStudy"]["TimeoutSeconds"],
+        "judge_experiment": machine["States"]["RunExperiments"]["ItemProcessor"]["States"]["JudgeExperiment"][
+            "TimeoutSeconds"
+        ],
+        "reconcile_metrics": machine["States"]["ReconcileMetrics"]["TimeoutSeconds"],
+        "publish_report": machine["States"]["PublishReport"]["TimeoutSeconds"],
+    }
+    for name, seconds in patience.items():
+        assert assembly.functions()[name]["Timeout"] < seconds
+    assert all(properties["Timeout"] <= 900 for properties in assembly.functions().values())
+
+
+def test_nobody_reaches_the_tasks_from_outside(assembly: Assembly) -> None:
+    _, group = assembly.only("AWS::EC2::SecurityGroup")
+    (ingress,) = group["SecurityGroupIngress"]
+    assert (ingress["CidrIp"], ingress["FromPort"], ingress["ToPort"], ingress["IpProtocol"]) == (
+        VPC_CIDR,
+        SERVER_PORT,
+        SERVER_PORT,
+        "tcp",
+    )
+    _, vpc = assembly.only("AWS::EC2::VPC")
+    assert vpc["CidrBlock"] == VPC_CIDR
+    assert len(assembly.resources("AWS::EC2::Subnet")) == 2
+
+
+def test_tasks_are_one_container_that_is_told_its_role(assembly: Assembly) -> None:
+    roles = []
+    for resource in assembly.resources("AWS::ECS::TaskDefinition").values():
+        definition = resource["Properties"]
+        assert definition["RequiresCompatibilities"] == ["FARGATE"]
+        assert definition["NetworkMode"] == "awsvpc"
+        (container,) = definition["ContainerDefinitions"]
+        assert container["Command"] == [container["Name"]]
+        assert container["Essential"] is True
+        roles.append(container["Name"])
+    assert sorted(roles) == ["server", "worker"]
+
+
+def test_clean_up_runs_when_an_execution_ends_badly_and_on_a_schedule(assembly: Assembly) -> None:
+    machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
+    rules = [resource["Properties"] for resource in assembly.resources("AWS::Events::Rule").values()]
+    (on_event,) = (rule for rule in rules if "EventPattern" in rule)
+    (on_schedule,) = (rule for rule in rules if "ScheduleExpression" in rule)
+    assert on_event["EventPattern"] == {
+        "source": ["aws.states"],
+        "detail-type": ["Step Functions Execution Status Change"],
+        "detail": {"stateMachineArn": [{"Ref": machine}], "status": ["FAILED", "TIMED_OUT", "ABORTED"]},
+    }
+    assert on_schedule["ScheduleExpression"] == "rate(5 minutes)"
+    for rule in rules:
+        (target,) = rule["Targets"]
+        function = assembly.template["Resources"][target["Arn"]["Fn::GetAtt"][0]]
+        assert function["Properties"]["Handler"] == "lambdas.sweep_tasks.handler.handler"
+
+
+def test_logs_do_not_stay_forever(assembly: Assembly) -> None:
+    for resource in assembly.resources("AWS::Logs::LogGroup").values():
+        assert resource["Properties"]["RetentionInDays"] == 30

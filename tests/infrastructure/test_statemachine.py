@@ -1,0 +1,283 @@
+"""The state machine: every state is reached, every way ends, and it speaks the contract's words."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
+
+import statemachine
+from contract.plan import Experiment, plan
+from contract.study import Mode, parse_study
+from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY, experiment_sort, rendezvous_sort, study_partition
+from contract.task import TaskEnvironment
+from lambdas.plan_study.launch import launch_item
+from tests.infrastructure.conftest import Assembly
+
+SUBSTITUTIONS = {name: f"<{name}>" for name in statemachine.placeholders()} | {"Subnets": "subnet-1,subnet-2"}
+OTHERS_VARIABLES = {"AWS_DEFAULT_REGION", "OMP_NUM_THREADS"}
+"""What a task is told that is not for our own code: the AWS SDK's region, the number of torch's threads."""
+
+Machine = dict[str, Any]
+
+
+def machines(machine: Machine, name: str = "study") -> Iterator[tuple[str, Machine]]:
+    """The machine itself and those inside its states."""
+    yield name, machine
+    for state_name, state in machine["States"].items():
+        for inner in [
+            *state.get("Branches", []),
+            *([state["ItemProcessor"]] if "ItemProcessor" in state else []),
+        ]:
+            yield from machines(inner, f"{name}/{state_name}")
+
+
+def states(machine: Machine) -> dict[str, dict[str, Any]]:
+    """Every state by its name, which no other has."""
+    found: dict[str, dict[str, Any]] = {}
+    for _, inner in machines(machine):
+        assert not found.keys() & inner["States"].keys()
+        found |= inner["States"]
+    return found
+
+
+def followers(state: dict[str, Any]) -> set[str]:
+    catchers = [catcher["Next"] for catcher in state.get("Catch", [])]
+    choices = [choice["Next"] for choice in state.get("Choices", [])]
+    return {*catchers, *choices, *(state[key] for key in ("Next", "Default") if key in state)}
+
+
+def ends(state: dict[str, Any]) -> bool:
+    return bool(state.get("End")) or state["Type"] in {"Succeed", "Fail"}
+
+
+def expressions(value: object) -> Iterator[str]:
+    if isinstance(value, dict):
+        for inner in value.values():
+            yield from expressions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from expressions(inner)
+    elif isinstance(value, str) and value.startswith("{%"):
+        assert value.endswith("%}")
+        yield value[2:-2].strip()
+
+
+def evaluated(value: Any, **variables: Any) -> Any:
+    """A field of a state with every expression in it evaluated."""
+    if isinstance(value, dict):
+        return {key: evaluated(inner, **variables) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [evaluated(inner, **variables) for inner in value]
+    if isinstance(value, str) and value.startswith("{%"):
+        (expression,) = expressions(value)
+        compiled = Jsonata(expression)
+        for name, given in variables.items():
+            compiled.assign(name, given)
+        return compiled.evaluate(None)
+    return value
+
+
+@pytest.fixture(scope="module")
+def rendered() -> Machine:
+    loaded: Machine = json.loads(statemachine.render(SUBSTITUTIONS))
+    return loaded
+
+
+@pytest.fixture(scope="module")
+def experiment() -> Experiment:
+    document = {
+        "experiments": [{"name": "one", "mode": "async", "workers": 3, "seed": 5}],
+        "server": {"cpu": 2048, "memory": 4096},
+        "worker": {"cpu": 256, "memory": 512},
+    }
+    return plan(parse_study(document), "study-1")[0]
+
+
+@pytest.fixture(scope="module")
+def item(experiment: Experiment) -> dict[str, Any]:
+    return launch_item(experiment)
+
+
+def test_it_is_json_with_its_placeholders_and_without(machine: Machine, rendered: Machine) -> None:
+    assert machine["QueryLanguage"] == rendered["QueryLanguage"] == "JSONata"
+    assert "${" in json.dumps(machine)
+    assert "${" not in json.dumps(rendered)
+
+
+def test_every_placeholder_stands_inside_quotes() -> None:
+    outside = re.sub(r'"(?:[^"\\]|\\.)*"', "", statemachine.definition())
+    assert "$" not in outside
+    assert re.findall(r"\$\{(?!\w+\})", statemachine.definition()) == []
+
+
+def test_the_stack_substitutes_every_placeholder_and_no_other(assembly: Assembly) -> None:
+    _, properties = assembly.only("AWS::StepFunctions::StateMachine")
+    assert properties["DefinitionSubstitutions"].keys() == statemachine.placeholders()
+    assert properties["DefinitionString"] == statemachine.definition()
+
+
+def test_a_placeholder_that_is_not_given_is_an_error() -> None:
+    with pytest.raises(KeyError, match="TableName"):
+        statemachine.render(dict.fromkeys(statemachine.placeholders() - {"TableName"}, ""))
+
+
+def test_every_state_is_reached_and_every_way_ends(machine: Machine) -> None:
+    for name, inner in machines(machine):
+        graph = {state_name: followers(state) for state_name, state in inner["States"].items()}
+        assert set().union(*graph.values()) <= graph.keys(), name
+        reached, new = set(), {inner["StartAt"]}
+        while new:
+            reached |= new
+            new = set().union(*(graph[state] for state in new)) - reached
+        assert reached == graph.keys(), name
+        ending = {state_name for state_name, state in inner["States"].items() if ends(state)}
+        assert ending
+        while more := {state for state, after in graph.items() if after & ending} - ending:
+            ending |= more
+        assert ending == graph.keys(), name
+        for state_name, state in inner["States"].items():
+            assert ends(state) != bool(followers(state)) or "Catch" in state, state_name
+
+
+def test_every_error_is_caught_where_it_happens_or_around(machine: Machine) -> None:
+    """What runs inside the Parallel of one experiment is caught by it; every other state catches its own."""
+
+    def uncaught(inner: Machine) -> Iterator[str]:
+        for name, state in inner["States"].items():
+            if state["Type"] not in {"Task", "Map", "Parallel"}:
+                continue
+            if not any(catcher["ErrorEquals"] == ["States.ALL"] for catcher in state.get("Catch", [])):
+                yield name
+            if state["Type"] == "Map":
+                yield from uncaught(state["ItemProcessor"])
+
+    assert list(uncaught(machine)) == []
+    parallel = states(machine)["TrainTogether"]
+    assert len(parallel["Branches"]) == 2
+
+
+def test_no_task_waits_without_an_end(machine: Machine) -> None:
+    tasks = {name: state for name, state in states(machine).items() if state["Type"] == "Task"}
+    assert len(tasks) >= 9
+    assert {name for name, state in tasks.items() if state.get("TimeoutSeconds", 0) <= 0} == set()
+
+
+def test_a_task_may_run_as_long_as_the_longest_experiment(machine: Machine) -> None:
+    longest = parse_study({"experiment_timeout_seconds": 86400}).experiment_timeout_seconds
+    for name in ("RunServer", "RunWorker"):
+        assert states(machine)[name]["TimeoutSeconds"] > longest
+
+
+def test_a_failed_study_ends_failed(machine: Machine) -> None:
+    top = machine["States"]
+    assert {name for name, state in top.items() if state["Type"] == "Succeed"} == {"StudyCompleted"}
+    leads = {name for name, state in top.items() if "StudyCompleted" in followers(state)}
+    assert leads == {"DecideEnd"}
+    for status, end in (("COMPLETED", "StudyCompleted"), ("FAILED", "FailStudy"), ("ABORTED", "FailStudy")):
+        (choice,) = top["DecideEnd"]["Choices"]
+        met = evaluated(choice["Condition"], states={"input": {"status": status}})
+        assert (choice["Next"] if met else top["DecideEnd"]["Default"]) == end
+
+
+def test_every_expression_can_be_parsed(rendered: Machine) -> None:
+    found = list(expressions(rendered))
+    assert len(found) > 30
+    for expression in found:
+        Jsonata(expression)
+
+
+def test_the_rows_that_it_writes_and_reads_are_the_contracts(
+    rendered: Machine, experiment: Experiment, item: dict[str, Any]
+) -> None:
+    partition = {PARTITION_KEY: {"S": study_partition(experiment.study_id)}}
+    rendezvous = {**partition, SORT_KEY: {"S": rendezvous_sort(experiment.name)}}
+    variables = {
+        "states": {"input": item, "context": {"Task": {"Token": "token-1"}}},
+        "experiment": item,
+    }
+    found = states(rendered)
+    mark = evaluated(found["MarkRunning"]["Arguments"], **variables)
+    assert mark["Key"] == {**partition, SORT_KEY: {"S": experiment_sort(experiment.name)}}
+    assert mark["ExpressionAttributeValues"].keys() == {":planned", ":running", ":now"}
+    put = evaluated(found["AwaitServer"]["Arguments"], **variables)["Item"]
+    expiry = put.pop(EXPIRY)
+    assert put == {**rendezvous, "task_token": {"S": "token-1"}}
+    assert re.fullmatch(r"\d{10}", expiry["N"])
+    assert evaluated(found["FindRendezvous"]["Arguments"], **variables)["Key"] == rendezvous
+
+
+def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
+    rendered: Machine, experiment: Experiment, item: dict[str, Any]
+) -> None:
+    variables = {"states": {"input": {"rank": 2, "address": "10.73.0.9:8000"}}, "experiment": item}
+    read = {}
+    for state, role in (("RunServer", "server"), ("RunWorker", "worker")):
+        arguments = evaluated(states(rendered)[state]["Arguments"], **variables)
+        assert arguments["Group"] == experiment.task_group
+        assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
+        overrides = arguments["Overrides"]
+        assert (overrides["Cpu"], overrides["Memory"]) == (item[role]["cpu"], item[role]["memory"])
+        (container,) = overrides["ContainerOverrides"]
+        assert container["Name"] == role
+        names = [pair["Name"] for pair in container["Environment"]]
+        assert len(set(names)) == len(names)
+        assert set(names) - OTHERS_VARIABLES <= {name.upper() for name in TaskEnvironment.model_fields}
+        assert all(isinstance(pair["Value"], str) for pair in container["Environment"])
+        read[role] = TaskEnvironment.from_environ({p["Name"]: p["Value"] for p in container["Environment"]})
+    server, worker = read["server"], read["worker"]
+    assert server.table_name == "<TableName>"
+    assert (worker.worker_rank, worker.parameter_server_address) == (2, "10.73.0.9:8000")
+    shared = {
+        "study_id",
+        "experiment_name",
+        "seed",
+        "server_mode",
+        "total_workers_expected",
+        "model",
+        "epochs",
+    }
+    assert server.model_dump(include=shared) == worker.model_dump(include=shared)
+    assert (server.server_mode, server.total_workers_expected, server.seed) == (Mode.ASYNC, 3, 5)
+
+
+def test_workers_are_told_apart_and_find_the_server(rendered: Machine, item: dict[str, Any]) -> None:
+    workers = states(rendered)["RunWorkers"]
+    assert evaluated(workers["Items"], experiment=item) == [0, 1, 2]
+    context = {"Map": {"Item": {"Value": 1}}}
+    selected = evaluated(
+        workers["ItemSelector"], states={"input": {"address": "10.73.0.9:8000"}, "context": context}
+    )
+    assert selected == {"rank": 1, "address": "10.73.0.9:8000"}
+
+
+@pytest.mark.parametrize(
+    ("given", "error"),
+    [
+        ({"Error": "States.TaskFailed", "Cause": "…"}, {"Error": "States.TaskFailed", "Cause": "…"}),
+        ([{}, [{"role": "worker"}]], None),
+    ],
+    ids=["a branch failed", "both branches ended"],
+)
+def test_judging_is_told_of_an_error_only_where_there_was_one(
+    rendered: Machine, item: dict[str, Any], given: object, error: object
+) -> None:
+    judge = states(rendered)["JudgeExperiment"]["Arguments"]["Payload"]
+    assert evaluated(judge, states={"input": given}, experiment=item) == {
+        "study_id": "study-1",
+        "experiment": "one",
+        "error": error,
+    }
+
+
+def test_a_refused_study_starts_nothing_and_says_why(rendered: Machine) -> None:
+    top = rendered["States"]
+    (choice,) = top["AcceptStudy"]["Choices"]
+    refused = {"refusal": "study refused: 1 problem", "experiments": []}
+    assert evaluated(choice["Condition"], states={"input": refused}) is True
+    assert choice["Next"] == "RefuseStudy"
+    assert evaluated(top["RefuseStudy"]["Cause"], states={"input": refused}) == refused["refusal"]
+    assert evaluated(choice["Condition"], states={"input": {"refusal": ""}}) is False
+    assert top["AcceptStudy"]["Default"] == "RunExperiments"

@@ -1,0 +1,110 @@
+"""JudgeExperiment: what still runs is stopped, then the row says how the experiment ended."""
+
+from typing import Any
+
+import pytest
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.plan import Experiment, plan
+from contract.study import parse_study
+from contract.table import Status
+from lambdas.judge_experiment.handler import handler
+from lambdas.table import ExperimentTable
+from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
+from tests.unit.report_fixtures import records_of, task_failed
+
+DOCUMENT = {"matrix": {"mode": ["sync"], "workers": [2, 1]}}
+
+
+@pytest.fixture
+def experiment(table: ExperimentTable) -> Experiment:
+    """The first experiment of a planned study."""
+    planned = plan(parse_study(DOCUMENT), "study-1")
+    table.put_plan("study-1", DOCUMENT, planned)
+    return planned[0]
+
+
+def call(context: LambdaContext, error: Any = None) -> dict[str, str]:
+    event = {"study_id": "study-1", "experiment": "sync_2workers", "error": error}
+    result: dict[str, str] = handler(event, context)
+    return result
+
+
+def test_tasks_that_ended_well_make_it_completed(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+) -> None:
+    """Their records may still be on the way."""
+    group = experiment.task_group
+    ecs.add(ended(group, "server"), ended(group, "worker", 0), ended(group, "worker", 1))
+    assert call(context) == {"name": "sync_2workers", "status": "COMPLETED"}
+    row = table.experiment("study-1", "sync_2workers")
+    assert (row.status, row.cause, row.error) == (Status.COMPLETED, "", None)
+    assert {(task.role, task.rank, task.exit_code) for task in row.tasks} == {
+        ("server", 0, 0),
+        ("worker", 0, 0),
+        ("worker", 1, 0),
+    }
+    assert table.experiment("study-1", "sync_1worker").status is Status.PLANNED
+
+
+def test_when_one_was_killed_the_others_are_stopped_and_the_row_names_it(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+) -> None:
+    group = experiment.task_group
+    ecs.add(
+        FakeTask(group, "server", exit_code_when_stopped=1),
+        ended(group, "worker", 0, exit_code=1),
+        ended(group, "worker", 1, exit_code=137),
+        FakeTask("study-1/sync_1worker", "server"),
+    )
+    table.put_records([task_failed(experiment, "worker", 0, 4, "server")])
+    error = {"Error": "States.TaskFailed", "Cause": "{…}"}
+    assert call(context, error) == {"name": "sync_2workers", "status": "FAILED"}
+    row = table.experiment("study-1", "sync_2workers")
+    assert row.cause.startswith("worker 1 was killed (exit code 137: SIGKILL")
+    assert "worker 0 failed: server was lost" in row.cause
+    assert row.error == error
+    assert ecs.running() == ["study-1/sync_1worker/server/0"]
+
+
+def test_what_was_never_started_is_told_by_the_state_machines_error(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+) -> None:
+    assert ecs.tasks == []
+    error = {"Error": "ECS.InvalidParameterException", "Cause": "no such subnet"}
+    assert call(context, error)["status"] == "FAILED"
+    assert (
+        table.experiment("study-1", experiment.name).cause == "ECS.InvalidParameterException: no such subnet"
+    )
+
+
+@pytest.mark.usefixtures("experiment")
+def test_without_tasks_and_without_an_error_nothing_was_started(
+    table: ExperimentTable, ecs: FakeEcs, context: LambdaContext
+) -> None:
+    assert call(context)["status"] == "FAILED"
+    assert table.experiment("study-1", "sync_2workers").cause == "0 of 3 tasks were started (none)"
+    assert ecs.stopped == []
+
+
+def test_a_retried_call_comes_to_the_same_verdict(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+) -> None:
+    """The first call stopped the tasks and died before it could write."""
+    group = experiment.task_group
+    ecs.add(FakeTask(group, "server"), FakeTask(group, "worker", 0), ended(group, "worker", 1, exit_code=137))
+    assert call(context) == call(context)
+    assert table.experiment("study-1", "sync_2workers").cause.startswith("worker 1 was killed")
+    assert len(ecs.stopped) == 2
+
+
+def test_an_experiment_that_was_aborted_stays_so(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+) -> None:
+    table.abort(experiment, "the execution was stopped")
+    ecs.add(FakeTask(experiment.task_group, "server"))
+    table.put_records(records_of(experiment))
+    call(context)
+    row = table.experiment("study-1", "sync_2workers")
+    assert (row.status, row.cause) == (Status.ABORTED, "the execution was stopped")
+    assert ecs.running() == []

@@ -1,0 +1,91 @@
+"""PlanStudy: a study document in, rows and the items of the Map out; a refused one leaves no trace."""
+
+import json
+from typing import Any
+
+import pytest
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.plan import plan
+from contract.study import parse_study
+from contract.table import Status
+from contract.task import TaskEnvironment
+from lambdas.plan_study.handler import handler
+from lambdas.plan_study.launch import launch_item
+from lambdas.table import ExperimentTable
+
+DOCUMENT: dict[str, Any] = {
+    "matrix": {"workers": [2, 1]},
+    "server": {"cpu": 4096, "memory": 8192},
+    "worker": {"cpu": 256, "memory": 512},
+    "max_parallel_experiments": 3,
+}
+
+
+def call(study: object, context: LambdaContext) -> dict[str, Any]:
+    event = {"study_id": "study-1", "execution_arn": "arn:aws:states:…", "study": study}
+    result: dict[str, Any] = handler(event, context)
+    return result
+
+
+def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> None:
+    planned = call(DOCUMENT, context)
+    experiments = plan(parse_study(DOCUMENT), "study-1")
+    assert planned == {
+        "refusal": "",
+        "experiments": [launch_item(experiment) for experiment in experiments],
+        "max_parallel_experiments": 3,
+    }
+    assert json.loads(json.dumps(planned)) == planned
+    assert [row.experiment for row in table.experiments("study-1")] == experiments
+    study = table.study("study-1")
+    assert study is not None
+    assert study.document == DOCUMENT
+
+
+def test_a_retried_call_says_the_same_and_keeps_the_rows(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    first = call(DOCUMENT, context)
+    row = table.experiments("study-1")[0]
+    table.abort(row.experiment, "the execution was stopped")
+    assert call(DOCUMENT, context) == first
+    assert table.experiments("study-1")[0].status is Status.ABORTED
+
+
+def test_a_refused_study_names_every_problem_and_leaves_no_row(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    assert call({"sedes": [0], "matrix": {"workers": [64]}}, context) == {
+        "refusal": "study refused: 2 problems\n"
+        "  - matrix.workers[0]: must be less than or equal to 32, not 64\n"
+        "  - sedes: unknown key; did you mean 'seeds'?",
+        "experiments": [],
+    }
+    assert table.study("study-1") is None
+    assert table.experiments("study-1") == []
+
+
+@pytest.mark.parametrize("document", [None, [], "{}", 3])
+@pytest.mark.usefixtures("table")
+def test_what_is_no_document_is_refused_too(document: object, context: LambdaContext) -> None:
+    assert call(document, context)["refusal"].startswith(
+        "study refused: 1 problem\n  - document: must be an obj"
+    )
+
+
+def test_an_item_holds_what_the_states_look_up() -> None:
+    (experiment, *_) = plan(parse_study(DOCUMENT), "study-1")
+    item = launch_item(experiment)
+    environment = {pair["Name"]: pair["Value"] for pair in item["environment"]}
+    assert item["task_group"] == "study-1/sync_2workers"
+    assert item["ranks"] == [0, 1]
+    assert (item["server"]["cpu"], item["server"]["memory"]) == ("4096", "8192")
+    assert (item["worker"]["cpu"], item["worker"]["memory"]) == ("256", "512")
+    read = TaskEnvironment.from_environ(environment)
+    assert (read.study_id, read.experiment_name, read.total_workers_expected) == (
+        "study-1",
+        "sync_2workers",
+        2,
+    )
+    assert environment.keys() <= {name.upper() for name in TaskEnvironment.model_fields}

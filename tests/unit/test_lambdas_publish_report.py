@@ -1,0 +1,167 @@
+"""PublishReport: whatever happened, the results tree is in the bucket before the study's status is written."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import boto3
+import pytest
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.plan import Experiment, plan
+from contract.results import REPORT, STUDY_JSON, SUMMARY_CSV, SUMMARY_TEXT, experiment_file, study_prefix
+from contract.study import parse_study
+from contract.table import Status
+from lambdas.publish_report.handler import handler
+from lambdas.table import ExperimentTable
+from lambdas.verdict import Verdict
+from tests.unit.conftest import BUCKET
+from tests.unit.report_fixtures import failed_outcome, records_of
+
+PREFIX = study_prefix("study-1")
+
+
+@pytest.fixture
+def bucket(aws: boto3.Session) -> Any:
+    made = aws.resource("s3").Bucket(BUCKET)
+    made.create()
+    return made
+
+
+@pytest.fixture
+def puts(aws: boto3.Session) -> Iterator[list[str]]:
+    """Keys in the order in which they are put."""
+    keys: list[str] = []
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        keys.append(params["Key"])
+
+    aws.events.register("provide-client-params.s3.PutObject", note, unique_id="puts")
+    yield keys
+    aws.events.unregister("provide-client-params.s3.PutObject", unique_id="puts")
+
+
+def run(table: ExperimentTable, *, failing: str = "", tolerated: int = 0) -> list[Experiment]:
+    """Rows of a study of two experiments that ended, one of them badly where it is named."""
+    document = {"matrix": {"workers": [2]}, "training": {"epochs": 3}, "tolerated_failures": tolerated}
+    experiments = plan(parse_study(document), "study-1")
+    table.put_plan("study-1", document, experiments)
+    for experiment in experiments:
+        if experiment.name == failing:
+            outcome = failed_outcome(experiment)
+            table.put_records(outcome.records)
+            table.settle(experiment, Verdict(Status.FAILED, outcome.cause))
+        else:
+            table.put_records(records_of(experiment))
+            table.settle(experiment, Verdict(Status.COMPLETED))
+    return experiments
+
+
+def plan_only(table: ExperimentTable) -> list[Experiment]:
+    """Rows of a study of which nothing ran: no plots to draw."""
+    experiments = plan(parse_study({}), "study-1")
+    table.put_plan("study-1", {}, experiments)
+    return experiments
+
+
+def call(context: LambdaContext) -> dict[str, Any]:
+    result: dict[str, Any] = handler({"study_id": "study-1"}, context)
+    return result
+
+
+def status(table: ExperimentTable) -> Status:
+    study = table.study("study-1")
+    assert study is not None
+    return study.status
+
+
+def test_a_completed_study_is_published_with_its_report_last(
+    table: ExperimentTable, bucket: Any, puts: list[str], context: LambdaContext
+) -> None:
+    experiments = run(table)
+    assert call(context) == {
+        "status": "COMPLETED",
+        "report": f"s3://{BUCKET}/{PREFIX}{REPORT}",
+        "failed": [],
+        "cause": "",
+    }
+    expected = {
+        REPORT,
+        SUMMARY_CSV,
+        SUMMARY_TEXT,
+        STUDY_JSON,
+        *(experiment_file(e.name) for e in experiments),
+    }
+    assert {f"{PREFIX}{path}" for path in expected} <= set(puts)
+    assert {thing.key for thing in bucket.objects.all()} == set(puts)
+    assert puts[-1] == f"{PREFIX}{REPORT}"
+    assert len(puts) == len(set(puts))
+    assert bucket.Object(puts[-1]).content_type == "text/html; charset=utf-8"
+    assert bucket.Object(f"{PREFIX}{STUDY_JSON}").content_type == "application/json"
+    assert status(table) is Status.COMPLETED
+
+
+def test_a_study_with_a_failed_experiment_is_published_and_failed(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    run(table, failing="sync_2workers")
+    published = call(context)
+    assert (published["status"], published["failed"]) == ("FAILED", ["sync_2workers"])
+    assert published["cause"].startswith(
+        "1 of 2 experiments failed. sync_2workers: worker 1 was killed (exit code 137"
+    )
+    page = bucket.Object(f"{PREFIX}{REPORT}").get()["Body"].read().decode()
+    assert "worker 1 was killed" in page
+    assert status(table) is Status.FAILED
+
+
+def test_a_failure_that_is_tolerated_is_named_all_the_same(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    run(table, failing="async_2workers", tolerated=1)
+    published = call(context)
+    assert (published["status"], published["failed"]) == ("COMPLETED", ["async_2workers"])
+    assert "async_2workers: worker 1 was killed" in published["cause"]
+    assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
+    assert status(table) is Status.COMPLETED
+
+
+def test_a_study_of_which_nothing_ran_is_published_too(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    experiments = plan_only(table)
+    table.abort(experiments[0], "the execution was stopped")
+    published = call(context)
+    assert published["cause"] == (
+        "2 of 2 experiments failed. sync_4workers: the execution was stopped | async_4workers: PLANNED"
+    )
+    assert published["status"] == "FAILED"
+    assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
+
+
+@pytest.mark.usefixtures("bucket")
+def test_a_long_cause_fits_the_fail_state(table: ExperimentTable, context: LambdaContext) -> None:
+    for experiment in plan_only(table):
+        table.settle(experiment, Verdict(Status.FAILED, "x" * 40_000))
+    assert len(call(context)["cause"]) <= 32_768
+
+
+@pytest.mark.usefixtures("bucket")
+def test_publishing_twice_says_the_same(table: ExperimentTable, context: LambdaContext) -> None:
+    plan_only(table)
+    assert call(context) == call(context)
+    assert status(table) is Status.FAILED
+
+
+@pytest.mark.usefixtures("table")
+def test_a_study_that_is_not_there_is_an_error(context: LambdaContext) -> None:
+    with pytest.raises(KeyError, match="no study study-1 in the table"):
+        call(context)
+
+
+def test_without_a_bucket_the_study_gets_no_terminal_status(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    plan_only(table)
+    with pytest.raises(Exception, match="NoSuchBucket"):
+        call(context)
+    assert status(table) is Status.RUNNING

@@ -1,0 +1,198 @@
+"""ReconcileMetrics: rows that never arrived are read from the log streams, then every experiment is settled."""
+
+import time
+
+import boto3
+import pytest
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.metrics import MetricRecord, to_line
+from contract.plan import Experiment, plan
+from contract.study import parse_study
+from contract.table import Status
+from lambdas.reconcile_metrics.handler import handler
+from lambdas.table import ExperimentTable
+from lambdas.verdict import TaskOutcome, Verdict
+from tests.unit.conftest import LOG_GROUP
+from tests.unit.report_fixtures import failed_outcome, records_of
+
+DOCUMENT = {"matrix": {"mode": ["async"], "workers": [2, 1]}}
+COMPLETED = Verdict(Status.COMPLETED)
+
+
+class Streams:
+    """The log group of the tasks: what they printed, one stream a task."""
+
+    def __init__(self, session: boto3.Session) -> None:
+        self._logs = session.client("logs")
+        self._logs.create_log_group(logGroupName=LOG_GROUP)
+
+    def print(self, stream: str, *lines: str) -> None:
+        """Print lines, now."""
+        self._logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
+        now = int(time.time() * 1000)
+        events = [{"timestamp": now, "message": line} for line in lines]
+        self._logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)  # type: ignore[arg-type]  # a plain dict is one
+
+
+@pytest.fixture
+def streams(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Streams:
+    monkeypatch.setenv("PATIENCE_SECONDS", "0")
+    return Streams(aws)
+
+
+@pytest.fixture
+def experiments(table: ExperimentTable) -> list[Experiment]:
+    planned = plan(parse_study(DOCUMENT), "study-1")
+    table.put_plan("study-1", DOCUMENT, planned)
+    return planned
+
+
+def judge_well(table: ExperimentTable, *experiments: Experiment) -> None:
+    for experiment in experiments:
+        tasks = [TaskOutcome(role="server", exit_code=0)]
+        tasks += [TaskOutcome(role="worker", rank=rank, exit_code=0) for rank in range(experiment.workers)]
+        table.settle(experiment, COMPLETED, tasks=tasks)
+
+
+def call(context: LambdaContext) -> dict[str, int]:
+    result: dict[str, int] = handler({"study_id": "study-1"}, context)
+    return result
+
+
+def some(records: list[MetricRecord]) -> list[MetricRecord]:
+    """What a subscription that skips has brought: neither the summaries nor every other record."""
+    return [record for record in records[::2] if not record.kind.endswith("summary")]
+
+
+def test_with_every_row_there_the_streams_are_not_read(
+    table: ExperimentTable, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """There is no log group at all here: reading it would fail."""
+    judge_well(table, *experiments)
+    for experiment in experiments:
+        table.put_records(records_of(experiment))
+    assert call(context) == {"experiments": 2, "backfilled": 0}
+    assert {row.status for row in table.experiments("study-1")} == {Status.COMPLETED}
+    assert [list(row.warnings) for row in table.experiments("study-1")] == [[], []]
+
+
+def test_missing_rows_come_from_the_streams(
+    table: ExperimentTable, streams: Streams, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    judge_well(table, *experiments)
+    emitted = [record for experiment in experiments for record in records_of(experiment)]
+    table.put_records(some(emitted))
+    streams.print("lockstep/server/a", "loading data", *(to_line(record) for record in emitted))
+    streams.print("lockstep/worker/b", "about METRICS_JSON lines", "METRICS_JSON {damaged")
+    foreign = [record.model_copy(update={"study": "study-0"}) for record in emitted]
+    streams.print("lockstep/worker/c", *(to_line(record) for record in foreign))
+    assert call(context) == {"experiments": 2, "backfilled": len(emitted)}
+    for experiment in experiments:
+        assert len(table.records("study-1", experiment.name)) == len(records_of(experiment))
+        assert table.records("study-0", experiment.name) == []
+    rows = table.experiments("study-1")
+    assert [(row.status, list(row.warnings)) for row in rows] == [(Status.COMPLETED, [])] * 2
+
+
+def test_what_the_streams_do_not_hold_is_a_warning_or_a_failure(
+    table: ExperimentTable, streams: Streams, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """One experiment misses a record in the middle, the other one the server's summary."""
+    judge_well(table, *experiments)
+    two, one = experiments
+    holed = [
+        record for record in records_of(two) if (record.role, record.rank, record.seq) != ("worker", 1, 2)
+    ]
+    beheaded = [record for record in records_of(one) if record.kind != "server_summary"]
+    streams.print("lockstep/all", *(to_line(record) for record in holed + beheaded))
+    call(context)
+    first, second = table.experiments("study-1")
+    assert first.status is Status.COMPLETED
+    assert list(first.warnings) == ["async_2workers: 1 record(s) of worker 1 did not arrive"]
+    assert (second.status, second.cause) == (
+        Status.FAILED,
+        "no result: the summary of server did not arrive",
+    )
+
+
+def test_rows_that_arrive_while_it_waits_spare_the_streams(
+    table: ExperimentTable,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Three waits, and the subscription has caught up. Again there is no log group to read."""
+    monkeypatch.setenv("PATIENCE_SECONDS", "180")
+    judge_well(table, *experiments)
+    late = [record for experiment in experiments for record in records_of(experiment)]
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        table.put_records(late[: len(late) * len(pauses) // 3])
+
+    monkeypatch.setattr("lambdas.reconcile_metrics.handler.time.sleep", sleep)
+    assert call(context) == {"experiments": 2, "backfilled": 0}
+    assert pauses == [0.25, 0.5, 1.0]
+
+
+def test_a_killed_workers_last_words_are_looked_for_and_the_cause_is_settled(
+    table: ExperimentTable, streams: Streams, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """The verdict at once saw exit codes alone; the records say who lost whom."""
+    two, one = experiments
+    judge_well(table, one)
+    table.put_records(records_of(one))
+    tasks = [
+        TaskOutcome(role="server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
+        TaskOutcome(role="worker", rank=0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
+        TaskOutcome(role="worker", rank=1, exit_code=1, stopped_at="2026-03-01T12:00:03"),
+    ]
+    table.settle(two, Verdict(Status.FAILED, "server exited with code 1"), tasks=tasks)
+    streams.print("lockstep/all", *(to_line(record) for record in failed_outcome(two).records))
+    call(context)
+    row = table.experiment("study-1", two.name)
+    assert row.status is Status.FAILED
+    assert row.cause.startswith(
+        "worker 1 exited with code 1; its log stream may say why. Then: server failed:"
+    )
+    assert list(row.tasks) == tasks
+    assert table.experiment("study-1", one.name).status is Status.COMPLETED
+
+
+@pytest.mark.usefixtures("streams")
+def test_what_was_aborted_stays_so_and_what_was_never_started_failed(
+    table: ExperimentTable, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    table.abort(experiments[0], "the execution was stopped")
+    call(context)
+    aborted, planned = table.experiments("study-1")
+    assert (aborted.status, aborted.cause) == (Status.ABORTED, "the execution was stopped")
+    assert (planned.status, planned.cause) == (Status.FAILED, "0 of 2 tasks were started (none)")
+
+
+@pytest.mark.usefixtures("streams")
+def test_an_experiment_whose_end_could_not_be_judged_is_not_said_to_have_had_no_tasks(
+    table: ExperimentTable, aws: boto3.Session, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    judge_well(table, experiments[1])
+    aws.resource("dynamodb").Table("lockstep-table").update_item(
+        Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiments[0].name}"},
+        UpdateExpression="SET #status = :running",
+        ExpressionAttributeNames={"#status": "status"},
+        ExpressionAttributeValues={":running": "RUNNING"},
+    )
+    call(context)
+    row = table.experiment("study-1", experiments[0].name)
+    assert row.status is Status.FAILED
+    assert row.cause.startswith("NotJudged: JudgeExperiment could not tell how its tasks ended")
+    call(context)
+    assert table.experiment("study-1", experiments[0].name).cause == row.cause
+
+
+def test_a_study_that_was_never_planned_has_nothing_to_reconcile(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    assert call(context) == {"experiments": 0, "backfilled": 0}
+    assert table.study("study-1") is None

@@ -1,0 +1,235 @@
+"""Judging an experiment: every way its tasks can end, and which of several failures is the root."""
+
+from typing import Any
+
+import pytest
+
+from contract.metrics import MetricRecord, Role
+from contract.plan import Experiment, plan
+from contract.study import parse_study
+from contract.table import Status
+from lambdas.verdict import TaskOutcome, judge
+from tests.unit.report_fixtures import records_of, task_failed
+
+(EXPERIMENT,) = plan(parse_study({"experiments": [{"name": "one", "mode": "sync", "workers": 4}]}), "study-1")
+STATE_ERROR = {"Error": "ECS.AmazonECSException", "Cause": "no capacity"}
+
+
+def ended(role: str, rank: int = 0, **how: Any) -> TaskOutcome:
+    """A task that ended well unless `how` says otherwise."""
+    return TaskOutcome(
+        **{"role": role, "rank": rank, "exit_code": 0, "stop_code": "EssentialContainerExited", **how}
+    )
+
+
+def all_ended(**others: TaskOutcome) -> list[TaskOutcome]:
+    """Server and four workers, all well but those given by name, as in `worker_2=…`."""
+    well = {"server": ended("server"), **{f"worker_{rank}": ended("worker", rank) for rank in range(4)}}
+    assert others.keys() <= well.keys()
+    return list({**well, **others}.values())
+
+
+def lost(role: Role, rank: int, peer: str) -> MetricRecord:
+    """The last word of a task that gave up because another was gone."""
+    return task_failed(EXPERIMENT, role, rank, 9, peer)
+
+
+def gave_up(role: Role, rank: int, reason: str) -> MetricRecord:
+    return lost(role, rank, "").model_copy(update={"reason": reason})
+
+
+KILLED: dict[str, Any] = {"exit_code": 137}
+BY_CONTROLLER: dict[str, Any] = {
+    "exit_code": 143,
+    "stop_code": "UserInitiated",
+    "stopped_reason": "Lockstep: it has ended",
+}
+KILLED_TEXT = "was killed (exit code 137: SIGKILL, from outside or for lack of memory)"
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "records", "error", "cause"),
+    [
+        pytest.param(all_ended(), [], None, "", id="all ended well"),
+        pytest.param(
+            all_ended(
+                worker_2=ended("worker", 2, **KILLED, stopped_at="2026-03-01T12:00:09"),
+                server=ended("server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
+                worker_0=ended("worker", 0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
+                worker_1=ended("worker", 1, **BY_CONTROLLER, stopped_at="2026-03-01T12:00:03"),
+                worker_3=ended("worker", 3, exit_code=1, stopped_at="2026-03-01T12:00:04"),
+            ),
+            [lost("server", 0, "worker 2"), lost("worker", 0, "server"), lost("worker", 3, "server")],
+            {"Error": "States.TaskFailed", "Cause": "a task failed"},
+            f"worker 2 {KILLED_TEXT}."
+            " Then: server failed: worker 2 was lost: no heartbeat for 10 s;"
+            " worker 0 failed: server was lost: no heartbeat for 10 s;"
+            " worker 3 failed: server was lost: no heartbeat for 10 s",
+            id="one killed, the others lost a peer or were stopped: the killed one is the root",
+        ),
+        pytest.param(
+            all_ended(server=ended("server", **KILLED), worker_0=ended("worker", 0, exit_code=1)),
+            [lost("worker", 0, "server")],
+            None,
+            f"server {KILLED_TEXT}. Then: worker 0 failed: server was lost: no heartbeat for 10 s",
+            id="the server killed",
+        ),
+        pytest.param(
+            all_ended(
+                worker_3=ended("worker", 3, exit_code=1, stopped_at="2026-03-01T12:00:01"),
+                worker_1=ended("worker", 1, exit_code=1, stopped_at="2026-03-01T12:00:02"),
+            ),
+            [gave_up("worker", 3, "loss is NaN; lower the learning rate"), lost("worker", 1, "server")],
+            None,
+            "worker 3 failed: loss is NaN; lower the learning rate."
+            " Then: worker 1 failed: server was lost: no heartbeat for 10 s",
+            id="one gave up for a reason of its own",
+        ),
+        pytest.param(
+            all_ended(
+                worker_3=ended("worker", 3, exit_code=2, stopped_at="2026-03-01T12:00:02"),
+                worker_1=ended("worker", 1, exit_code=2, stopped_at="2026-03-01T12:00:01"),
+            ),
+            [],
+            None,
+            "worker 1 exited with code 2; its log stream may say why."
+            " Then: worker 3 exited with code 2; its log stream may say why",
+            id="two without a word: the first to end is the root",
+        ),
+        pytest.param(
+            all_ended(
+                worker_0=ended(
+                    "worker",
+                    0,
+                    exit_code=None,
+                    stop_code="TaskFailedToStart",
+                    stopped_reason="CannotPullContainerError: manifest unknown",
+                )
+            ),
+            [],
+            None,
+            "worker 0 never ran: CannotPullContainerError: manifest unknown",
+            id="never started",
+        ),
+        pytest.param(
+            all_ended(worker_0=ended("worker", 0, exit_code=None, stop_code="")),
+            [],
+            None,
+            "worker 0 never ran: ECS gives no reason",
+            id="never started, for no reason",
+        ),
+        pytest.param(
+            all_ended(worker_1=ended("worker", 1, exit_code=139)),
+            [],
+            None,
+            "worker 1 was killed (exit code 139: SIGSEGV)",
+            id="another signal",
+        ),
+        pytest.param(
+            all_ended(worker_1=ended("worker", 1, exit_code=255)),
+            [],
+            None,
+            "worker 1 was killed (exit code 255: signal 127)",
+            id="a signal without a name",
+        ),
+        pytest.param(
+            all_ended(
+                worker_1=ended(
+                    "worker",
+                    1,
+                    exit_code=0,
+                    stop_code="SpotInterruption",
+                    stopped_reason="Your Spot Task was interrupted.",
+                ),
+                server=ended("server", exit_code=1),
+            ),
+            [lost("server", 0, "worker 1")],
+            None,
+            "worker 1 was taken away (SpotInterruption): Your Spot Task was interrupted."
+            " Then: server failed: worker 1 was lost: no heartbeat for 10 s",
+            id="taken away by AWS, whatever its exit code",
+        ),
+        pytest.param(
+            [ended("server", **BY_CONTROLLER), *(ended("worker", r, **BY_CONTROLLER) for r in range(4))],
+            [],
+            None,
+            "server was stopped: Lockstep: it has ended",
+            id="all stopped by the controller",
+        ),
+        pytest.param(
+            all_ended(worker_2=ended("worker", 2, **BY_CONTROLLER | {"exit_code": 0})),
+            [],
+            None,
+            "worker 2 was stopped: Lockstep: it has ended",
+            id="stopped by the controller, with exit code 0",
+        ),
+        pytest.param(
+            [ended("server", **BY_CONTROLLER), *(ended("worker", r, **BY_CONTROLLER) for r in range(2))],
+            [],
+            STATE_ERROR,
+            "ECS.AmazonECSException: no capacity",
+            id="the state machine failed to start a task, and the others were stopped",
+        ),
+        pytest.param(
+            [ended("server"), ended("worker", 0), ended("worker", 1)],
+            [],
+            None,
+            "3 of 5 tasks were started (server, worker 0, worker 1)",
+            id="not all were started",
+        ),
+        pytest.param([], [], None, "0 of 5 tasks were started (none)", id="none was started"),
+        pytest.param(
+            [],
+            [],
+            STATE_ERROR,
+            "ECS.AmazonECSException: no capacity",
+            id="none was started, and it is known why",
+        ),
+        pytest.param(
+            all_ended(), [], STATE_ERROR, "ECS.AmazonECSException: no capacity", id="all well but for a state"
+        ),
+        pytest.param([], [], {}, "0 of 5 tasks were started (none)", id="an empty error is none"),
+    ],
+)
+def test_an_experiment_is_judged_by_how_its_tasks_ended(
+    outcomes: list[TaskOutcome], records: list[MetricRecord], error: dict[str, str] | None, cause: str
+) -> None:
+    verdict = judge(EXPERIMENT, outcomes, records, error)
+    assert (verdict.status, verdict.cause) == (Status.FAILED if cause else Status.COMPLETED, cause)
+    reversed_verdict = judge(EXPERIMENT, outcomes[::-1], records[::-1], error)
+    assert reversed_verdict.status is verdict.status
+    if verdict.cause.startswith("worker"):
+        assert reversed_verdict == verdict
+
+
+def test_records_of_success_are_no_reason_to_fail() -> None:
+    assert judge(EXPERIMENT, all_ended(), records_of(EXPERIMENT), None).status is Status.COMPLETED
+
+
+def test_a_long_cause_of_a_state_is_cut() -> None:
+    cause = judge(EXPERIMENT, [], [], {"Error": "E", "Cause": "x" * 100_000}).cause
+    assert len(cause) == 2000
+
+
+@pytest.mark.parametrize(
+    ("how", "succeeded"),
+    [
+        ({}, True),
+        ({"stop_code": ""}, True),
+        ({"exit_code": 1}, False),
+        ({"exit_code": None}, False),
+        ({"stop_code": "UserInitiated"}, False),
+        ({"stop_code": "SpotInterruption"}, False),
+    ],
+)
+def test_a_task_succeeded_that_ended_by_itself_with_exit_code_0(how: dict[str, Any], succeeded: bool) -> None:
+    assert ended("worker", 1, **how).succeeded is succeeded
+
+
+def test_tasks_are_called_as_in_the_report() -> None:
+    assert [ended("server").label, ended("worker", 2).label] == ["server", "worker 2"]
+
+
+def test_the_experiment_of_these_tests_has_five_tasks() -> None:
+    assert isinstance(EXPERIMENT, Experiment)
+    assert EXPERIMENT.task_count == 5
