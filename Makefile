@@ -39,13 +39,13 @@ clean:
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv .venv
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	touch $@
 
 # The AWS CLI wants another botocore than the emulator: it has an environment of its own.
 .tools/aws/.installed: Makefile
-	$(PYTHON) -m venv .tools/aws
+	test -x .tools/aws/bin/python || $(PYTHON) -m venv .tools/aws
 	.tools/aws/bin/python -m pip install --quiet --disable-pip-version-check $(AWS_CLI)
 	touch $@
 
