@@ -15,6 +15,7 @@ from typing import Any
 
 from local.engine import documents
 from local.engine.containers import Conflict, Container, Engine, InvalidRequest, NotFound, NotModified
+from local.engine.delivery import DeliveryPacer
 from local.engine.http_server import Request, Response
 from local.engine.launcher import LaunchFailed
 from local.engine.logs import LogBuffer, Stream, encode_frame
@@ -66,6 +67,7 @@ class Api:
     def __init__(self, engine: Engine, caller_name: str | None) -> None:
         self._engine = engine
         self._caller_name = caller_name
+        self._delivery = DeliveryPacer()
         reference = r"/containers/(?P<name>[^/]+)"
         routes: list[tuple[str, str, Route]] = [
             ("GET", r"/_ping", self._ping),
@@ -143,8 +145,23 @@ class Api:
         tail = int(tail_text) if tail_text.isdecimal() else None
         follow = _flag(query, "follow") and container.status != "exited"
         return Response(
-            200, content_type=_RAW_STREAM, stream=_frames(container.logs, streams, tail, follow=follow)
+            200, content_type=_RAW_STREAM, stream=self._frames(container.logs, streams, tail, follow=follow)
         )
+
+    async def _frames(
+        self, logs: LogBuffer, streams: set[Stream], tail: int | None, *, follow: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Docker's frames, one line each: MiniStack takes a chunk for a whole log event."""
+        if not follow:
+            lines, _ = logs.read()
+            for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
+                if line.stream in streams:
+                    yield encode_frame(line)
+            return
+        async for line in logs.follow(tail):
+            if line.stream in streams:
+                await self._delivery.turn(line.text)
+                yield encode_frame(line)
 
     async def _wait(self, request: Request, name: str) -> Response:
         container = self._engine.find(name)
@@ -175,21 +192,6 @@ class Api:
     async def _remove(self, request: Request, name: str) -> Response:
         await self._engine.remove(self._engine.find(name), force=_flag(request.query, "force"))
         return Response(204)
-
-
-async def _frames(
-    logs: LogBuffer, streams: set[Stream], tail: int | None, *, follow: bool
-) -> AsyncGenerator[bytes, None]:
-    """Docker's frames, one line each: MiniStack takes a chunk for a whole log event."""
-    if not follow:
-        lines, _ = logs.read()
-        for line in lines if tail is None else lines[max(0, len(lines) - tail) :]:
-            if line.stream in streams:
-                yield encode_frame(line)
-        return
-    async for line in logs.follow(tail):
-        if line.stream in streams:
-            yield encode_frame(line)
 
 
 def parse_spec(request: Request) -> dict[str, Any]:
