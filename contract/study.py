@@ -169,6 +169,8 @@ class TaskSize(Document):
 class Study(Document):
     """A whole study. `{}` is valid: sync against async with 4 workers on the handwritten digits."""
 
+    schema_location: Annotated[str, Field(alias="$schema", exclude=True)] = ""
+    """For editors; docs/study.schema.json."""
     name: Name = "study"
     """What the report calls it."""
     preset: Annotated[Preset, Field(strict=False)] = Preset.QUICK

@@ -14,9 +14,8 @@ GROUP = "study-1/sync_2workers"
 
 
 @pytest.fixture
-def tasks(ecs: FakeEcs) -> TaskList:
+def tasks(ecs: FakeEcs, session: boto3.Session) -> TaskList:
     """The adapter, on the real client."""
-    session = boto3.Session("test", "test", region_name="us-east-1")
     return TaskList(session.client("ecs", endpoint_url=ecs.endpoint), CLUSTER)
 
 
