@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal, Self
@@ -24,7 +24,8 @@ STATE = REPOSITORY / ".lockstep"
 
 Engine = Literal["process", "docker"]
 
-START_SECONDS = 180
+STEP_SECONDS: Mapping[Engine, float] = {"process": 180, "docker": 900}
+"""How long one step of the start may take; a Docker engine's builds the training image."""
 STOP_SECONDS = 20
 STEP = "==> "
 """Before each line of the supervisor's log that tells how far the start has come."""
@@ -94,28 +95,33 @@ def start_cloud(
         [sys.executable, "-m", "local", "--state", str(state), "--engine", engine], log=log, tied=tied
     )
     try:
-        return _await_cloud(state, supervisor, log, progress)
+        return _await_cloud(state, supervisor, log, progress, STEP_SECONDS[engine])
     except BaseException:
         stop(supervisor, STOP_SECONDS)
         raise
 
 
 def _await_cloud(
-    state: Path, supervisor: subprocess.Popen[bytes], log: Path, progress: Callable[[str], None]
+    state: Path,
+    supervisor: subprocess.Popen[bytes],
+    log: Path,
+    progress: Callable[[str], None],
+    step_seconds: float,
 ) -> Cloud:
-    deadline = time.monotonic() + START_SECONDS
+    deadline = time.monotonic() + step_seconds
     told = 0
     while time.monotonic() < deadline:
         steps = [line for line in log.read_text(errors="replace").splitlines() if line.startswith(STEP)]
         for step in steps[told:]:
             progress(step.removeprefix(STEP))
+            deadline = time.monotonic() + step_seconds
         told = len(steps)
         if cloud := Cloud.load(state):
             return replace(cloud, supervisor=supervisor)
         if supervisor.poll() is not None:
             raise ProcessFailed(f"the embedded cloud did not start:\n{tail(log)}")
         time.sleep(0.05)
-    raise ProcessFailed(f"the embedded cloud was not ready after {START_SECONDS} s:\n{tail(log)}")
+    raise ProcessFailed(f"the embedded cloud got no further for {step_seconds:.0f} s:\n{tail(log)}")
 
 
 def _announcement(state: Path) -> Path:

@@ -6,6 +6,7 @@ Both look alike to the emulator: a Docker Engine API. Used by the supervisor.
 import subprocess
 import sys
 from collections.abc import Callable, Collection
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from docker.errors import DockerException
 from local.docker_proxy.sweep import TIMEOUT_SECONDS, remove_containers
 from local.docker_proxy.upstream import Upstream, engine_url
 from local.emulator import ACCOUNT, REGION
-from local.images import image_assets, provide_images
+from local.images import BuildSettings, image_assets, provide_images
 from local.processes import ProcessFailed, await_announcement, spawn, stop
 
 SELF_NAME = "lockstep-emulator"
@@ -94,22 +95,25 @@ class DockerEngine:
     host_name: str = SELF_NAME
     processes: list[subprocess.Popen[bytes]] = field(default_factory=list)
     engine_url: str = field(default_factory=engine_url)
+    build_settings: BuildSettings = field(default_factory=BuildSettings.from_environment)
 
     def start(self) -> None:
         """Look whether the engine will do, and start the proxy. Raises LockstepError."""
         Upstream.parse(self.engine_url)
         try:
-            client = docker.DockerClient(base_url=self.engine_url, timeout=TIMEOUT_SECONDS)
-            if problem := unsuitable(client.info()):
+            with closing(self._client()) as client:
+                problem = unsuitable(client.info())
+            if problem:
                 raise ProcessFailed(f"the Docker engine at {self.engine_url} cannot run tasks: {problem}")
             remove_containers(self.engine_url, self._cloud)  # of one before it, here, that was killed
         except DockerException as error:
             raise ProcessFailed(
                 f"no Docker engine answers at {self.engine_url}; start one (sudo systemctl start docker),"
-                f" name it with DOCKER_HOST, or run tasks with --engine process ({error})"
+                f" name it with DOCKER_HOST, or run tasks with --engine process ({_root_cause(error)})"
             ) from error
         command = [sys.executable, "-m", "local.docker_proxy", "--announce", str(self._announcement)]
-        command += ["--socket", str(self._socket), "--cloud", self._cloud, "--self-name", SELF_NAME]
+        command += ["--engine", self.engine_url, "--socket", str(self._socket)]
+        command += ["--cloud", self._cloud, "--self-name", SELF_NAME]
         self.processes.append(spawn(command, log=self._log))
 
     def await_ready(self) -> None:
@@ -122,8 +126,9 @@ class DockerEngine:
     ) -> None:
         """Build what the engine does not have yet. Raises ImageFailed."""
         assets = image_assets(asset_manifest, account=ACCOUNT, region=REGION)
-        client = docker.DockerClient(base_url=self.engine_url, timeout=TIMEOUT_SECONDS)
-        provide_images(client, uris, assets, log=self.state / "image-build.log", progress=progress)
+        log = self.state / "image-build.log"
+        with closing(self._client()) as client:
+            provide_images(client, uris, assets, settings=self.build_settings, log=log, progress=progress)
 
     def stop(self) -> None:
         """End the proxy, which removes its containers; where it could not, remove them. Raises ProcessFailed."""
@@ -135,6 +140,9 @@ class DockerEngine:
                 remove_containers(self.engine_url, self._cloud)
             except DockerException as error:
                 raise ProcessFailed(f"containers labelled {self._cloud} may be left: {error}") from error
+
+    def _client(self) -> docker.DockerClient:
+        return docker.DockerClient(base_url=self.engine_url, timeout=TIMEOUT_SECONDS)
 
     @property
     def _cloud(self) -> str:
@@ -162,6 +170,13 @@ def unsuitable(info: dict[str, Any]) -> str | None:
     if info.get("OSType", "linux") != "linux":
         return f"it runs {info['OSType']} containers, and the image is for linux"
     return None
+
+
+def _root_cause(error: BaseException) -> str:
+    """What the system said: client libraries wrap it several times."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error.strerror if isinstance(error, OSError) and error.strerror else str(error)
 
 
 def start_engine(kind: str, state: Path) -> TaskEngine:

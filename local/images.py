@@ -102,6 +102,7 @@ def provide_images(
     uris: Collection[str],
     assets: Collection[ImageAsset],
     *,
+    settings: BuildSettings,
     log: Path,
     progress: Callable[[str], None],
 ) -> None:
@@ -115,7 +116,7 @@ def provide_images(
             continue
         progress(f"building the runtime image (kept for the next time; its output: {log})")
         started = time.monotonic()
-        _build(client, asset, uri, BuildSettings.from_environment(), log)
+        _build(client, asset, uri, settings, log)
         progress(f"the runtime image was built in {time.monotonic() - started:.0f} s")
 
 

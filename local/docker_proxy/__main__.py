@@ -1,4 +1,4 @@
-"""The Docker proxy's command line: `python -m local.docker_proxy --socket PATH --cloud NAME --announce FILE`.
+"""The Docker proxy's command line: `python -m local.docker_proxy --engine URL --socket PATH …`.
 
 Runs as one process beside the AWS emulator; ends on SIGTERM, SIGINT, or with the process that started it, and
 removes the cloud's containers then.
@@ -18,7 +18,7 @@ from docker.errors import DockerException
 from contract.errors import LockstepError
 from local.docker_proxy.proxy import Proxy
 from local.docker_proxy.sweep import remove_containers
-from local.docker_proxy.upstream import Upstream, engine_url
+from local.docker_proxy.upstream import Upstream
 from local.engine.addresses import AddressPool
 from local.engine.http_server import HttpServer
 from local.engine.lifetime import when_asked_to_end
@@ -32,6 +32,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m local.docker_proxy", description=(__doc__ or "").splitlines()[0]
     )
+    parser.add_argument("--engine", required=True, help="URL of the real engine, as in DOCKER_HOST")
     parser.add_argument("--socket", type=Path, required=True, help="Unix socket to listen on")
     parser.add_argument("--cloud", required=True, help="value of the label on every container")
     parser.add_argument(
@@ -41,7 +42,7 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-async def serve(arguments: argparse.Namespace, engine_url: str) -> None:
+async def serve(arguments: argparse.Namespace) -> None:
     """Serve until asked to end, then remove the containers.
 
     Raises OSError when it cannot listen, docker.errors.DockerException when a container cannot be removed.
@@ -49,7 +50,7 @@ async def serve(arguments: argparse.Namespace, engine_url: str) -> None:
     ended = asyncio.Event()
     when_asked_to_end(ended.set)
     addresses = AddressPool()
-    upstream = Upstream.parse(engine_url)
+    upstream = Upstream.parse(arguments.engine)
     server = HttpServer(
         Proxy(upstream, addresses, cloud=arguments.cloud, caller_name=arguments.self_name).handle
     )
@@ -59,7 +60,7 @@ async def serve(arguments: argparse.Namespace, engine_url: str) -> None:
     await ended.wait()
     server.close()
     # Beside the loop, which goes on taking signals: a second one must not cut this short.
-    removed = await asyncio.to_thread(remove_containers, engine_url, arguments.cloud)
+    removed = await asyncio.to_thread(remove_containers, arguments.engine, arguments.cloud)
     log.info("removed %d containers", removed)
     addresses.close()
 
@@ -70,7 +71,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s", stream=sys.stderr)
     os.umask(0o077)  # the socket is for its owner only
     try:
-        asyncio.run(serve(arguments, engine_url()))
+        asyncio.run(serve(arguments))
     except (LockstepError, OSError, DockerException) as error:
         log.error("%s", error)
         return 1

@@ -5,16 +5,19 @@ Runs in the proxy, on its event loop; what is not special passes through as it i
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import re
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from local.docker_proxy import rewriting
 from local.docker_proxy.upstream import Upstream, whole
 from local.engine import documents
 from local.engine.addresses import AddressPool
 from local.engine.http_server import Request, Response
+from local.engine.polling import PollPacer
 
 log = logging.getLogger("docker-proxy")
 
@@ -22,7 +25,18 @@ _VERSION = r"(?:/v1\.\d+)?"
 _CREATE = re.compile(_VERSION + r"/containers/create")
 _LIST = re.compile(_VERSION + r"/containers/json")
 _INSPECT = re.compile(_VERSION + r"/containers/(?P<name>[^/]+)/json")
+_START = re.compile(_VERSION + r"/containers/(?P<name>[^/]+)/start")
 _REMOVE = re.compile(_VERSION + r"/containers/(?P<name>[^/]+)")
+
+
+@dataclass
+class _Container:
+    """What the proxy knows of a container that was created through it."""
+
+    address: str
+    pacer: PollPacer = field(default_factory=PollPacer)
+    exit: asyncio.Task[None] | None = None
+    """Under way while it runs."""
 
 
 class Proxy:
@@ -31,7 +45,7 @@ class Proxy:
     def __init__(self, upstream: Upstream, addresses: AddressPool, *, cloud: str, caller_name: str) -> None:
         self._upstream, self._pool = upstream, addresses
         self._cloud, self._caller_name = cloud, caller_name
-        self._addresses: dict[str, str] = {}  # by container id
+        self._containers: dict[str, _Container] = {}  # by id
 
     async def handle(self, request: Request) -> Response:
         """Answer one request; an error of the proxy's own is Docker's `{"message": …}`."""
@@ -52,6 +66,8 @@ class Proxy:
                 return await self._upstream.send(replace(request, query=query))
             case "GET" if found := _INSPECT.fullmatch(request.path):
                 return await self._inspect(request, found["name"])
+            case "POST" if found := _START.fullmatch(request.path):
+                return await self._start(request, found["name"])
             case "DELETE" if found := _REMOVE.fullmatch(request.path):
                 return await self._remove(request, found["name"])
         return await self._upstream.send(request)
@@ -68,23 +84,37 @@ class Proxy:
             if not created:
                 self._pool.give_back(address)
         if created:
-            self._addresses[json.loads(answer)["Id"]] = address
+            self._containers[json.loads(answer)["Id"]] = _Container(address)
             log.info("created %s at %s", request.query.get("name", "a container"), address)
         return Response(response.status, answer, response.content_type)
 
     async def _inspect(self, request: Request, name: str) -> Response:
         if name == self._caller_name:
             return Response(200, json.dumps(documents.inspect_caller(name)).encode())
+        container = self._containers.get(name)
+        if container and container.exit and not container.exit.done():
+            await container.pacer.pace()
         response = await self._upstream.send(request)
-        address = self._addresses.get(name)
-        if address is None or response.status != 200:
+        if container is None or response.status != 200:
             return response
-        return Response(200, rewriting.inspected(await whole(response), address), response.content_type)
+        answer = rewriting.inspected(await whole(response), container.address)
+        return Response(200, answer, response.content_type)
+
+    async def _start(self, request: Request, name: str) -> Response:
+        response = await self._upstream.send(request)
+        if response.status == 204 and (container := self._containers.get(name)):
+            container.exit = asyncio.create_task(self._await_exit(name, container))
+        return response
+
+    async def _await_exit(self, name: str, container: _Container) -> None:
+        with contextlib.suppress(OSError):  # then a poller waits for as long as the pacer lets it, no longer
+            await whole(await self._upstream.send(Request("POST", f"/containers/{name}/wait", {}, {}, b"")))
+        container.pacer.release()
 
     async def _remove(self, request: Request, name: str) -> Response:
         response = await self._upstream.send(request)
-        if response.status == 204 and (address := self._addresses.pop(name, None)):
-            self._pool.give_back(address)
+        if response.status == 204 and (container := self._containers.pop(name, None)):
+            self._pool.give_back(container.address)
         return response
 
 

@@ -87,7 +87,7 @@ def encode_request(request: Request) -> bytes:
     if request.query:
         target += f"?{urlencode(request.query)}"
     headers = {k: v for k, v in request.headers.items() if k in _FORWARDED_HEADERS}
-    headers |= {"host": "docker", "connection": "close", "content-length": str(len(request.body))}
+    headers |= {"host": "localhost", "connection": "close", "content-length": str(len(request.body))}
     lines = [f"{request.method} {target} HTTP/1.1", *(f"{k}: {v}" for k, v in headers.items()), "", ""]
     return "\r\n".join(lines).encode("latin-1") + request.body
 

@@ -38,8 +38,8 @@ class Behind:
     engine: docker.DockerClient
     proxied: docker.DockerClient
     proxy: subprocess.Popen[bytes]
+    engine_url: str
     socket: Path
-    log: Path
 
 
 def eventually(condition: Callable[[], object], what: str) -> None:
@@ -51,7 +51,7 @@ def eventually(condition: Callable[[], object], what: str) -> None:
 
 def start(
     folder: Path, name: str, module: str, *options: str, **environment: str
-) -> tuple[Any, dict[str, Any]]:
+) -> tuple[subprocess.Popen[bytes], dict[str, Any]]:
     announcement, log = folder / f"{name}.json", folder / f"{name}.log"
     process = spawn(
         [sys.executable, "-m", module, "--announce", str(announcement), *options],
@@ -75,13 +75,13 @@ def behind(tmp_path: Path) -> Iterator[Behind]:
         tmp_path,
         "proxy",
         "local.docker_proxy",
-        *("--socket", str(socket), "--cloud", CLOUD, "--self-name", "the-emulator"),
-        DOCKER_HOST=url,
+        *("--engine", url, "--socket", str(socket), "--cloud", CLOUD, "--self-name", "the-emulator"),
     )
-    clients = [docker.DockerClient(base_url=u, timeout=DEADLINE_SECONDS) for u in (url, f"unix://{socket}")]
-    yield Behind(*clients, proxy, socket, tmp_path / "proxy.log")
-    for client in clients:
-        client.close()
+    direct = docker.DockerClient(base_url=url, timeout=DEADLINE_SECONDS)
+    proxied = docker.DockerClient(base_url=f"unix://{socket}", timeout=DEADLINE_SECONDS)
+    yield Behind(direct, proxied, proxy, url, socket)
+    direct.close()
+    proxied.close()
     for process in (proxy, engine):
         process.terminate()
         process.wait(DEADLINE_SECONDS)
@@ -166,14 +166,12 @@ def test_the_proxy_takes_its_containers_along_when_its_parent_is_killed(
     # Given a proxy that another process has started, and a container of its cloud
     socket, announcement = tmp_path / "other.sock", tmp_path / "other.json"
     command = [sys.executable, "-m", "local.docker_proxy", "--announce", str(announcement)]
-    command += ["--socket", str(socket), "--cloud", "another", "--self-name", "x"]
+    command += ["--engine", behind.engine_url, "--socket", str(socket)]
+    command += ["--cloud", "another", "--self-name", "x"]
     starter = "import subprocess, sys, time; subprocess.Popen(sys.argv[1:]); time.sleep(600)"
-    parent = spawn(
-        [sys.executable, "-c", starter, *command],
-        log=tmp_path / "other.log",
-        env={**os.environ, "DOCKER_HOST": behind.engine.api.base_url.replace("http", "tcp", 1)},
-    )
-    await_announcement(announcement, parent, tmp_path / "other.log", DEADLINE_SECONDS)
+    log = tmp_path / "other.log"
+    parent = spawn([sys.executable, "-c", starter, *command], log=log)
+    await_announcement(announcement, parent, log, DEADLINE_SECONDS)
     client = docker.DockerClient(base_url=f"unix://{socket}", timeout=DEADLINE_SECONDS)
     run(client, "sleep", name="orphan")
     client.close()
@@ -196,8 +194,8 @@ def test_an_engine_that_has_gone_is_an_error_to_the_client(tmp_path: Path) -> No
         tmp_path,
         "proxy",
         "local.docker_proxy",
-        *("--socket", str(socket), "--cloud", CLOUD, "--self-name", "x"),
-        DOCKER_HOST=f"unix://{tmp_path / 'gone.sock'}",
+        *("--engine", f"unix://{tmp_path / 'gone.sock'}", "--socket", str(socket)),
+        *("--cloud", CLOUD, "--self-name", "x"),
     )
     client = docker.APIClient(base_url=f"unix://{socket}", version="1.41", timeout=DEADLINE_SECONDS)
 
