@@ -12,6 +12,7 @@ from itertools import count
 from random import Random
 from statistics import fmean
 
+from contract.aggregation import Mode
 from contract.metrics import (
     MetricRecord,
     Role,
@@ -23,7 +24,7 @@ from contract.metrics import (
     WorkerSummary,
 )
 from contract.plan import Experiment, plan
-from contract.study import Mode, parse_study
+from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
 

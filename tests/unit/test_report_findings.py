@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.compute import Compute
 from contract.plan import plan
-from contract.study import Compute, parse_study
+from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.estimates import T_975, paired_difference, paired_ratio, spread
 from lambdas.publish_report.findings import findings
-from lambdas.publish_report.laws import laws_of, longest_draw
+from lambdas.publish_report.laws import draw_of_rank, laws_of
 from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult
 from tests.unit.report_fixtures import EMULATED, study_outcome
 
@@ -152,10 +153,11 @@ def test_a_ratio_turned_round_is_its_inverse(pairs: list[tuple[float, float]]) -
 
 
 def test_the_longest_of_exponential_draws_has_the_harmonic_mean() -> None:
-    mean, deviation = longest_draw(Compute(mode="emulated", mean_ms=50), 4)
+    mean, deviation = draw_of_rank(Compute(mode="emulated", mean_ms=50), 4, 4)
     assert mean == pytest.approx(0.05 * (1 + 1 / 2 + 1 / 3 + 1 / 4))
     assert deviation == pytest.approx(0.05 * (1 + 1 / 4 + 1 / 9 + 1 / 16) ** 0.5)
-    assert longest_draw(Compute(mode="emulated", distribution="constant", mean_ms=50), 4) == (0.05, 0)
+    constant = Compute(mode="emulated", distribution="constant", mean_ms=50)
+    assert draw_of_rank(constant, 4, 2) == (0.05, 0)
 
 
 def test_simulated_training_obeys_the_laws_that_it_is_held_against() -> None:
