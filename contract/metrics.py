@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+from contract.aggregation import Mode
+from contract.document import MAX_WORKERS
 from contract.errors import MetricLineRefused
 from contract.problems import path_of
-from contract.study import MAX_WORKERS, Mode
 
 MARKER = "METRICS_JSON"
 """First word of a metric line, and the term that the subscription filter looks for."""
@@ -106,12 +107,16 @@ class WorkerSummary(Record):
     samples: Count
     compute_seconds: Seconds
     emulated_seconds: Seconds
-    """Sum of the draws that emulated compute asked for; 0 with real compute."""
+    """Sum of the draws that emulated compute asked for, of cancelled steps what passed; 0 with real compute."""
     push_pull_seconds: Seconds
     waiting_seconds: Seconds
     evaluation_seconds: Seconds
     sent_bytes: Count
     received_bytes: Count
+    dropped_gradients: Count = 0
+    """Steps whose gradient came too late to count."""
+    cancelled_steps: Count = 0
+    """Those of them whose emulated computation was cut short, because it was known."""
     final_test_correct: Count | None = None
     """Whole test set on the final parameters, by the worker that finished last, where they had moved on
     since the shares of the last epoch were tested."""
@@ -143,6 +148,11 @@ class ServerSummary(Record):
     global_steps_completed: Count
     """Versions of the parameters: updates applied."""
     gradients_processed: Count
+    """Those that are part of an update."""
+    dropped_gradients: Count = 0
+    """Those that came too late to count (backup, ksync)."""
+    repeated_pushes: Count = 0
+    """Pushes of a step that had been pushed before: answered, not applied."""
     updates_per_second: Rate
     mean_step_seconds: Seconds
     """Mean time between updates; in sync mode the duration of a step."""

@@ -5,7 +5,10 @@ Used by plan_study and by the command line; pure.
 
 from pydantic import BaseModel, ConfigDict
 
-from contract.study import MODELS_FOR, Compute, Mode, Study, TaskSize, Training
+from contract.aggregation import Aggregation, Mode
+from contract.compute import Compute
+from contract.study import Study, TaskSize
+from contract.training import MODELS_FOR, Training
 
 
 class Experiment(BaseModel):
@@ -18,6 +21,7 @@ class Experiment(BaseModel):
     mode: Mode
     workers: int
     seed: int
+    aggregation: Aggregation = Aggregation()
     training: Training
     compute: Compute
     server: TaskSize
@@ -58,6 +62,7 @@ def plan(study: Study, study_id: str) -> list[Experiment]:
             mode=cell.mode,
             workers=cell.workers,
             seed=cell.seed,
+            aggregation=cell.aggregation,
             training=training,
             compute=study.compute,
             server=study.server,

@@ -1,7 +1,8 @@
 """JSON Schema of the study document (draft 2020-12), so that editors complete and check it.
 
 `python -m contract.schema` writes docs/study.schema.json; with `--check` it fails where that file is stale.
-What takes the whole expanded study to tell (names used twice, too many experiments) is not in it.
+What takes the whole expanded study to tell (names used twice, too many experiments, what its modes need) is not
+in it.
 """
 
 import json
@@ -13,8 +14,11 @@ from typing import Any, Final
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from contract.compute import COMPUTE_RULES, Compute
+from contract.document import belonging_schema
 from contract.fargate import FARGATE_MEMORY
-from contract.study import MODELS_FOR, Study, Training
+from contract.study import Study
+from contract.training import MODELS_FOR, TRAINING_RULES, Training
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 FILE: Final = Path("docs", "study.schema.json")
@@ -35,13 +39,25 @@ def study_schema() -> dict[str, Any]:
         {"properties": {"cpu": {"const": cpu}, "memory": {"enum": list(sizes)}}}
         for cpu, sizes in FARGATE_MEMORY.items()
     ]
-    schema["$defs"]["Training"]["allOf"] = _models_that_fit()
+    schema["$defs"]["Training"]["allOf"] = [*_models_that_fit(), *belonging_schema(Training, TRAINING_RULES)]
+    schema["$defs"]["Training"]["allOf"] += [_ADAM_SAYS_ITS_RATE]
+    schema["$defs"]["Compute"]["allOf"] = [*belonging_schema(Compute, COMPUTE_RULES), _REAL_HAS_NO_STRAGGLER]
     return {
         "$schema": DIALECT,
         **schema,
         "if": {"properties": {"experiments": {"type": "array"}}, "required": ["experiments"]},
         "then": {"properties": {"preset": False, "matrix": False, "seeds": False}},
     }
+
+
+_ADAM_SAYS_ITS_RATE: Final = {
+    "if": {"properties": {"optimizer": {"const": "adam"}}, "required": ["optimizer"]},
+    "then": {"required": ["learning_rate"]},
+}
+_REAL_HAS_NO_STRAGGLER: Final = {
+    "if": {"properties": {"mode": {"const": "real"}}},
+    "then": {"properties": {"stragglers": {"maxItems": 0}}},
+}
 
 
 def _models_that_fit() -> list[dict[str, Any]]:

@@ -6,16 +6,17 @@ Read by the plan_study function and by the command line; knows nothing of how a 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
-from typing import Annotated, Any, Literal, NamedTuple, Self
+from typing import Annotated, Any, NamedTuple, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
+from contract.aggregation import Aggregation, Mode, keys_problems, missing_keys, variant, workers_problem
+from contract.compute import Compute, compute_conflicts, straggler_problems
+from contract.document import MAX_WORKERS, Document, OnceEach
 from contract.errors import StudyRefused
 from contract.fargate import size_problem
 from contract.problems import problems_of
-
-MAX_WORKERS = 32
-"""Largest number of workers of one experiment."""
+from contract.training import Training, training_conflicts
 
 MAX_EXPERIMENTS = 100
 """Experiments of one study: what all of them are started with stays below the 256 KiB of a state's output."""
@@ -27,31 +28,6 @@ Source: Step Functions Developer Guide, service quotas.
 """
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
-
-
-class Mode(StrEnum):
-    """How the parameter server aggregates gradients."""
-
-    SYNC = "sync"
-    """Average of all N gradients, one barrier per step."""
-
-    ASYNC = "async"
-    """Each gradient is applied on arrival."""
-
-
-class Dataset(StrEnum):
-    """What is learned."""
-
-    DIGITS = "digits"
-    SYNTHETIC = "synthetic"
-    CIFAR10 = "cifar10"
-
-
-class ModelName(StrEnum):
-    """What learns it."""
-
-    DIGITS_CNN = "digits-cnn"
-    CIFAR_CNN = "cifar-cnn"
 
 
 class Preset(StrEnum):
@@ -68,33 +44,17 @@ PRESET_WORKERS: Mapping[Preset, tuple[int, ...]] = {
     Preset.FULL: (1, 2, 4, 8, 16, 32),
 }
 
-MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
-    Dataset.DIGITS: (ModelName.DIGITS_CNN,),
-    Dataset.SYNTHETIC: (ModelName.DIGITS_CNN, ModelName.CIFAR_CNN),
-    Dataset.CIFAR10: (ModelName.CIFAR_CNN,),
-}
-"""Models that fit a dataset's images; the first is the default."""
-
 # JSON has no enums: their members are read from strings although documents are strict.
 ModeField = Annotated[Mode, Field(strict=False)]
 Workers = Annotated[int, Field(ge=1, le=MAX_WORKERS)]
 Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
 Name = Annotated[str, Field(pattern=NAME_PATTERN)]
-OnceEach = Field(min_length=1, json_schema_extra={"uniqueItems": True})
-
-
-class Document(BaseModel):
-    """A part of the study document: unknown keys are refused, numbers are no strings."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
 
 
 class Matrix(Document):
     """Every mode with every number of workers."""
 
-    mode: Annotated[list[ModeField], OnceEach] = [Mode.SYNC, Mode.ASYNC]
+    mode: Annotated[list[ModeField], OnceEach] = Field(default=[Mode.SYNC, Mode.ASYNC])
     """Ways to aggregate gradients."""
     workers: Annotated[list[Workers], OnceEach] | None = None
     """Numbers of workers. Default: those of the preset."""
@@ -111,6 +71,8 @@ class ExplicitExperiment(Document):
     """Number of workers."""
     seed: Seed = 0
     """Seed of the first parameters, the order of samples and the emulated durations."""
+    aggregation: Aggregation = Aggregation()
+    """What its mode must be told, where that is not what the study says."""
 
 
 class Cell(NamedTuple):
@@ -120,34 +82,8 @@ class Cell(NamedTuple):
     mode: Mode
     workers: int
     seed: int
-
-
-class Training(Document):
-    """What every worker does; the same for all experiments of a study."""
-
-    dataset: Annotated[Dataset, Field(strict=False)] = Dataset.DIGITS
-    """What is learned."""
-    model: Annotated[ModelName, Field(strict=False)] | None = None
-    """What learns it. Default: the first model that fits the dataset."""
-    epochs: int = Field(default=5, ge=1, le=1000)
-    """How often each worker goes through its shard of the training set."""
-    batch_size: int = Field(default=16, ge=1, le=65536)
-    """Samples per worker and step."""
-    learning_rate: float = Field(default=0.04, gt=0, le=100)
-    """Step size of SGD, the same for every mode and number of workers."""
-    momentum: float = Field(default=0.75, ge=0, lt=1)
-    """Momentum of SGD, kept by the parameter server."""
-
-
-class Compute(Document):
-    """How long a step's computation lasts: as long as it does (real), or as a seeded draw says (emulated)."""
-
-    mode: Literal["real", "emulated"] = "real"
-    """Real: as long as it takes. Emulated: gradients are real, a step lasts as long as a seeded draw says."""
-    distribution: Literal["exponential", "constant"] = "exponential"
-    """What emulated durations are drawn from."""
-    mean_ms: float = Field(default=50, gt=0, le=600_000)
-    """Mean of the emulated duration of a step's computation, milliseconds."""
+    aggregation: Aggregation
+    """What the mode is told, and nothing else."""
 
 
 class TaskSize(Document):
@@ -179,8 +115,10 @@ class Study(Document):
     """Every mode with every number of workers, once per seed."""
     experiments: Annotated[list[ExplicitExperiment], Field(min_length=1)] | None = None
     """Single experiments, instead of preset, matrix and seeds."""
-    seeds: Annotated[list[Seed], OnceEach] = [0]
+    seeds: Annotated[list[Seed], OnceEach] = Field(default=[0])
     """Seeds that the whole matrix is repeated with."""
+    aggregation: Aggregation = Aggregation()
+    """What the modes of the study must be told; each key belongs to certain modes, which need it."""
     training: Training = Training()
     """What every worker does."""
     compute: Compute = Compute()
@@ -207,19 +145,34 @@ class Study(Document):
     def cells(self) -> Iterator[Cell]:
         """The experiments: explicit ones as written; a matrix by workers, then seeds, modes side by side."""
         if self.experiments is not None:
-            for given in self.experiments:
-                name = given.name or f"{_classic_name(given.mode, given.workers)}_seed{given.seed}"
-                yield Cell(name, given.mode, given.workers, given.seed)
+            yield from self._explicit_cells(self.experiments)
             return
         several = len(self.seeds) > 1
         for workers in self.matrix.workers or PRESET_WORKERS[self.preset]:
             for seed in self.seeds:
                 for mode in self.matrix.mode:
-                    name = _classic_name(mode, workers)
-                    yield Cell(f"{name}_seed{seed}" if several else name, mode, workers, seed)
+                    name = _classic_name(mode, workers) + (f"_seed{seed}" if several else "")
+                    yield Cell(name, mode, workers, seed, self.aggregation.own(mode))
+
+    def _explicit_cells(self, experiments: Iterable[ExplicitExperiment]) -> Iterator[Cell]:
+        """What a mode is told stands in the default names where the study tells it several things."""
+        told = [(given, self._told(given)) for given in experiments]
+        variants: dict[Mode, set[Aggregation]] = {}
+        for given, aggregation in told:
+            variants.setdefault(given.mode, set()).add(aggregation)
+        for given, aggregation in told:
+            mode = given.mode
+            label = variant(mode, aggregation) if len(variants[mode]) > 1 else mode.value
+            name = given.name or f"{_classic_name(label, given.workers)}_seed{given.seed}"
+            yield Cell(name, mode, given.workers, given.seed, aggregation)
+
+    def _told(self, given: ExplicitExperiment) -> Aggregation:
+        """What an experiment says itself goes before what the study says."""
+        own = given.aggregation.model_dump(exclude_none=True)
+        return self.aggregation.model_copy(update=own).own(given.mode)
 
 
-def _classic_name(mode: Mode, workers: int) -> str:
+def _classic_name(mode: str, workers: int) -> str:
     return f"{mode}_{workers}worker{'s' if workers > 1 else ''}"
 
 
@@ -252,19 +205,40 @@ def _conflicts(document: Mapping[str, Any]) -> list[str]:
             for key in ("preset", "matrix", "seeds")
             if key in document
         ]
-    training = document.get("training")
-    if isinstance(training, Mapping):
-        dataset, model = training.get("dataset", Dataset.DIGITS), training.get("model")
-        if dataset in list(Dataset) and model in list(ModelName):
-            fitting = MODELS_FOR[Dataset(dataset)]
-            if model not in fitting:
-                problems.append(
-                    f"training.model: {model} does not fit {dataset}; choose {', '.join(fitting)}"
-                )
+    problems += _aggregation_conflicts(document)
+    problems += training_conflicts(document.get("training"))
+    problems += compute_conflicts(document.get("compute"))
     for key, values in (("seeds", document.get("seeds")), *_matrix_lists(document.get("matrix"))):
         if isinstance(values, list):
             problems += [f"{key}: {value!r} stands there more than once" for value in _repeated(values)]
     return problems
+
+
+def _aggregation_conflicts(document: Mapping[str, Any]) -> list[str]:
+    """Keys of `aggregation` that no mode here takes, or that a mode here needs and nobody gave."""
+    section, experiments = document.get("aggregation"), document.get("experiments")
+    if not isinstance(experiments, list):
+        matrix = document.get("matrix")
+        given = matrix.get("mode", Matrix().mode) if isinstance(matrix, Mapping) else Matrix().mode
+        modes = _modes(given if isinstance(given, list) else [])
+        problems = keys_problems(section, modes, "aggregation")
+        for mode in modes:
+            problems += missing_keys([section], mode, "aggregation.{}".format)
+        return list(dict.fromkeys(problems))
+    listed = [(i, entry) for i, entry in enumerate(experiments) if isinstance(entry, Mapping)]
+    problems = keys_problems(section, _modes(entry.get("mode") for _, entry in listed), "aggregation")
+    for i, entry in listed:
+        where = f"experiments[{i}].aggregation"
+        for mode in _modes([entry.get("mode")]):
+            problems += keys_problems(entry.get("aggregation"), [mode], where)
+            problems += missing_keys([entry.get("aggregation"), section], mode, f"{where}.{{}}".format)
+    return problems
+
+
+def _modes(given: Iterable[object]) -> list[Mode]:
+    """The modes among raw values, each once."""
+    known = {mode.value: mode for mode in Mode}
+    return list(dict.fromkeys(known[value] for value in given if isinstance(value, str) and value in known))
 
 
 def _repeated(values: Iterable[object]) -> list[str | int]:
@@ -290,6 +264,15 @@ def _unfit(study: Study) -> list[str]:
             f"experiments: the name '{name}' is used more than once; give each its own 'name'"
             for name in _repeated(cell.name for cell in study.cells())
         ]
+    cells = list(study.cells())
+    problems += dict.fromkeys(
+        problem
+        for cell in cells
+        if (problem := workers_problem(cell.mode, cell.aggregation, cell.workers, "aggregation.{}".format))
+    )
+    problems += straggler_problems(study.compute, min(cell.workers for cell in cells))
+    if study.training.optimizer == "adam" and any(cell.mode is Mode.STALENESS_AWARE for cell in cells):
+        problems.append("training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd")
     if (events := sum(history_events(cell.workers) for cell in study.cells())) > MAX_HISTORY_EVENTS:
         problems.append(
             f"{where}: too many workers in all: some {events} history events;"

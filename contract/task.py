@@ -3,18 +3,32 @@
 Written by plan_study and the state machine, read once by the runtime at start.
 """
 
-from collections.abc import Mapping
-from typing import Literal, Self
+import json
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from contract.aggregation import Aggregation, Mode, missing_keys, workers_problem
+from contract.compute import Compute, Distribution, Straggler, compute_conflicts
+from contract.document import MAX_WORKERS, misplaced
 from contract.errors import TaskEnvironmentRefused
 from contract.plan import Experiment
 from contract.problems import problems_of
-from contract.study import MAX_WORKERS, Dataset, Mode, ModelName
+from contract.training import SCHEDULE_RULES, Dataset, ModelName, OptimizerName, ScheduleName, Training
 
 SERVER_PORT = 8000
 """The port that every parameter server listens on."""
+
+
+def _parsed(value: object) -> object:
+    """A list from the environment, or one that is already read."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError(f"must be JSON, not {value[:60]!r}") from None
 
 
 class TaskEnvironment(BaseModel):
@@ -29,6 +43,10 @@ class TaskEnvironment(BaseModel):
     seed: int = 0
     server_mode: Mode = Mode.SYNC
     total_workers_expected: int = Field(default=1, ge=1, le=MAX_WORKERS)
+    aggregation_backup_workers: int | None = Field(default=None, ge=1)
+    aggregation_staleness_bound: int | None = Field(default=None, ge=0)
+    aggregation_k: int | None = Field(default=None, ge=1)
+    aggregation_dc_lambda: float | None = Field(default=None, gt=0)
     server_port: int = Field(default=SERVER_PORT, ge=0, le=65535)
     dataset: Dataset = Dataset.DIGITS
     data_directory: str = ""
@@ -37,10 +55,20 @@ class TaskEnvironment(BaseModel):
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=0.04, gt=0)
+    optimizer: OptimizerName = "sgd"
     momentum: float = Field(default=0.75, ge=0, lt=1)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: ScheduleName = "constant"
+    decay_epochs: float | None = Field(default=None, gt=0)
+    decay_factor: float | None = Field(default=None, gt=0, lt=1)
+    warmup_epochs: float = Field(default=0.0, ge=0)
     compute_mode: Literal["real", "emulated"] = "real"
-    compute_distribution: Literal["exponential", "constant"] = "exponential"
+    compute_distribution: Distribution = "exponential"
     compute_mean_ms: float = Field(default=50, gt=0)
+    compute_shift_ms: float | None = Field(default=None, gt=0)
+    compute_tail_index: float | None = Field(default=None, gt=1)
+    compute_stragglers: Annotated[list[Straggler], BeforeValidator(_parsed)] = Field(default=[])
+    """In the environment: JSON, as in the study."""
     experiment_timeout_seconds: int = Field(default=3600, ge=1)
     """The server gives up, and says so, when the experiment has not ended by then."""
 
@@ -55,18 +83,52 @@ class TaskEnvironment(BaseModel):
         """Read a process environment; other variables are ignored. Raises TaskEnvironmentRefused."""
         names = {field.upper() for field in cls.model_fields}
         try:
-            return cls.model_validate({name: value for name, value in environ.items() if name in names})
+            environment = cls.model_validate(
+                {name: value for name, value in environ.items() if name in names}
+            )
         except ValidationError as error:
             raise TaskEnvironmentRefused(problems_of(error, cls)) from error
+        if problems := environment._conflicts():
+            raise TaskEnvironmentRefused(problems)
+        return environment
 
     def to_environ(self) -> dict[str, str]:
         """The variables that were set, as strings."""
-        return {k: str(v) for k, v in self.model_dump(mode="json", by_alias=True, exclude_unset=True).items()}
+        said = self.model_dump(mode="json", by_alias=True, exclude_unset=True, exclude_none=True)
+        return {k: json.dumps(v) if isinstance(v, list) else str(v) for k, v in said.items()}
+
+    @property
+    def aggregation(self) -> Aggregation:
+        """What the server's mode is told."""
+        return Aggregation.model_construct(**self._section("aggregation_"))
+
+    @property
+    def compute(self) -> Compute:
+        """How long a step's computation lasts."""
+        return Compute.model_construct(**self._section("compute_"))
+
+    def _section(self, prefix: str) -> dict[str, Any]:
+        names = (name for name in type(self).model_fields if name.startswith(prefix))
+        return {name.removeprefix(prefix): getattr(self, name) for name in names}
+
+    def _conflicts(self) -> list[str]:
+        """Variables that others exclude or call for."""
+        mode, workers, section = self.server_mode, self.total_workers_expected, self._section("aggregation_")
+        problems = missing_keys([section], mode, _variable("aggregation"))
+        problems += [workers_problem(mode, self.aggregation, workers, _variable("aggregation"))]
+        problems += compute_conflicts(self._section("compute_"), _variable("compute"))
+        schedule = {name: getattr(self, name) for name in ("schedule", "decay_epochs", "decay_factor")}
+        problems += misplaced(schedule, Training, SCHEDULE_RULES, str.upper)
+        return [problem for problem in problems if problem]
+
+
+def _variable(section: str) -> Callable[[str], str]:
+    return lambda key: f"{section}_{key}".upper()
 
 
 def shared_environment(experiment: Experiment) -> TaskEnvironment:
     """What the server and all workers of an experiment have in common."""
-    training, compute = experiment.training, experiment.compute
+    training = experiment.training
     if training.model is None:
         raise ValueError("a planned experiment names its model")
     return TaskEnvironment(
@@ -82,8 +144,20 @@ def shared_environment(experiment: Experiment) -> TaskEnvironment:
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,
         momentum=training.momentum,
-        compute_mode=compute.mode,
-        compute_distribution=compute.distribution,
-        compute_mean_ms=compute.mean_ms,
+        compute_mode=experiment.compute.mode,
+        compute_distribution=experiment.compute.distribution,
+        compute_mean_ms=experiment.compute.mean_ms,
         experiment_timeout_seconds=experiment.timeout_seconds,
+        **_unusual(experiment),
     )
+
+
+def _unusual(experiment: Experiment) -> dict[str, Any]:
+    """What few experiments say. Defaults are left out: ECS takes 8,192 characters of overrides for a task."""
+    training, compute, aggregation = experiment.training, experiment.compute, experiment.aggregation
+    said = {f"aggregation_{name}": value for name, value in aggregation}
+    said |= {f"compute_{name}": getattr(compute, name) for name in ("shift_ms", "tail_index", "stragglers")}
+    names = ("optimizer", "weight_decay", "schedule", "decay_epochs", "decay_factor", "warmup_epochs")
+    said |= {name: getattr(training, name) for name in names}
+    fields = TaskEnvironment.model_fields
+    return {name: value for name, value in said.items() if value != fields[name].default}

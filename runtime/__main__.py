@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+from contract.document import MAX_WORKERS
 from contract.errors import LockstepError
-from contract.study import MAX_WORKERS
 from contract.task import TaskEnvironment
 from runtime import process
 from runtime.emitter import Emitter

@@ -21,6 +21,7 @@ class Accounting:
         self._started = self._last_update = self._finished = self._interval_began = 0.0
         self._apply_seconds = 0.0
         self._updates = self._interval_updates = 0
+        self._dropped = self._repeated = 0
         self._stalenesses: Counter[int] = Counter()
         self._stalenesses_all_training: Counter[int] = Counter()
         self._stalenesses_interval: Counter[int] = Counter()
@@ -40,6 +41,14 @@ class Accounting:
         self._interval_updates += 1
         self._apply_seconds += apply_seconds
         self._last_update = now
+
+    def drop(self) -> None:
+        """A gradient came too late to count."""
+        self._dropped += 1
+
+    def repeat(self) -> None:
+        """A step was pushed again."""
+        self._repeated += 1
 
     def finish(self, now: float) -> None:
         """A worker finished; the last one's time counts."""
@@ -66,6 +75,8 @@ class Accounting:
             "total_training_time_seconds": self._finished - self._started,
             "global_steps_completed": self._updates,
             "gradients_processed": self._stalenesses.total(),
+            "dropped_gradients": self._dropped,
+            "repeated_pushes": self._repeated,
             "updates_per_second": self._updates / seconds if seconds else 0.0,
             "mean_step_seconds": seconds / self._updates if self._updates else 0.0,
             "average_gradient_staleness": _mean(self._stalenesses) or 0.0,

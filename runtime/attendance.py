@@ -64,7 +64,8 @@ class Attendance:
         self._heard_at = time.monotonic()
         self._started = threading.Event()
         self._over = threading.Event()
-        self._lock = threading.Lock()
+        self._news = threading.Condition()
+        self._superseded = 0
         self._ending: Ending | None = None
         for task in (self._listen, self._watch):
             threading.Thread(target=task, name=f"attendance{task.__name__}", daemon=True).start()
@@ -74,10 +75,15 @@ class Attendance:
         self._started.wait()
         self.check()
 
-    def sleep(self, seconds: float) -> None:
-        """Sleep, but no longer than training goes on. Raises the reason if it ended."""
-        self._over.wait(max(seconds, 0))
+    def sleep(self, seconds: float, version: int) -> bool:
+        """Sleep, unless a gradient computed on `version` cannot count any more; returns whether it can.
+
+        No longer than training goes on: raises the reason if it ended.
+        """
+        with self._news:
+            self._news.wait_for(lambda: self._over.is_set() or self._superseded > version, max(seconds, 0))
         self.check()
+        return self._superseded <= version
 
     def check(self) -> None:
         """Raise the reason if training has ended early."""
@@ -108,6 +114,10 @@ class Attendance:
                 match notice.WhichOneof("notice"):
                     case "started":
                         self._started.set()
+                    case "superseded":
+                        with self._news:
+                            self._superseded = notice.superseded.version
+                            self._news.notify_all()
                     case "ended":
                         return self._end(Ending(notice.ended.reason, notice.ended.lost_peer))
         except grpc.RpcError as error:
@@ -124,8 +134,9 @@ class Attendance:
             self._abandon(self._ending.error())
 
     def _end(self, ending: Ending) -> None:
-        with self._lock:
+        with self._news:
             if not self._over.is_set():
                 self._ending = ending
                 self._over.set()
                 self._started.set()
+                self._news.notify_all()

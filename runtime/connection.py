@@ -37,6 +37,8 @@ class Answer(NamedTuple):
     version: int
     waited_seconds: float
     """How long the server held the gradient back."""
+    dropped: bool
+    """The gradient came too late to count."""
 
 
 def withdraw(address: str, sender: Sender, reason: str) -> None:
@@ -140,7 +142,7 @@ class Connection:
         self.received_bytes += first.ByteSize()
         check_header(first.header, self._length)
         fill(into, pieces_of(first, self._received(messages)))
-        return Answer(first.header.version, first.header.waited_seconds)
+        return Answer(first.header.version, first.header.waited_seconds, first.header.dropped)
 
     def _received(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         for chunk in chunks:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from contract.errors import TrainingFailed
-from contract.study import Dataset
+from contract.training import Dataset
 from runtime.model import CLASSES, ImageShape
 
 SYNTHETIC_TRAIN, SYNTHETIC_TEST = 2048, 512

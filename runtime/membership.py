@@ -15,7 +15,7 @@ class InvalidMessage(Rejection):
 
 
 class AlreadyThere(Rejection):
-    """It came before: a rank that is taken, a step that was pushed."""
+    """It came before: a rank that is taken."""
 
 
 class TooEarly(Rejection):
@@ -50,10 +50,14 @@ class Member:
         """It pushes no more."""
         return self.tested_version is not None
 
+    def is_repeat(self, step: int) -> bool:
+        """The step was pushed before: the answer to it may have been lost."""
+        return step < self.pushed
+
     def check_push(self, step: int, version: int, current_version: int) -> None:
-        """Refuse a gradient that is not this worker's next one. Raises Rejection."""
-        if step < self.pushed:
-            raise AlreadyThere(f"{self.name}: step {step} came before; expected step {self.pushed}")
+        """Refuse a gradient that is neither this worker's next one nor a repeat. Raises Rejection."""
+        if self.is_repeat(step):
+            return
         if step > self.pushed or step >= self.steps:
             raise InvalidMessage(
                 f"{self.name}: step {step} of {self.steps} steps; expected step {self.pushed}"
@@ -106,6 +110,11 @@ class Membership:
     def missing(self) -> list[int]:
         """Ranks that do not attend yet."""
         return [r for r in range(self._workers) if r not in self._members or not self._members[r].attends]
+
+    @property
+    def total_steps(self) -> int:
+        """Gradients that all workers together will push."""
+        return sum(member.steps for member in self._members.values())
 
     @property
     def all_training(self) -> bool:

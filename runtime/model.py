@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from contract.study import ModelName
+from contract.training import ModelName
 
 CLASSES = 10
 

@@ -1,14 +1,16 @@
-"""Aggregation policies: which gradients make an update, and which workers go on.
+"""Aggregation policies: which gradients make an update, which workers go on, whose work is in vain.
 
 Pure; runs in the parameter server. A policy sees ranks, steps and versions, never a gradient or a connection:
-the server's state holds the gradients and does what the verdict says.
+the server's state holds the gradients and does what the verdict says. In the formulas w is the parameters, η
+the learning rate (momentum, schedules and Adam are the optimizer's), g a gradient, τ its staleness: the
+version that it is applied to, less the version that it was computed on.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from contract.study import Mode
+from contract.aggregation import Aggregation, Mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,12 @@ class Verdict:
     release: frozenset[int] = frozenset()
     """Ranks that are answered the parameters as they are after the update."""
 
+    dropped: frozenset[int] = frozenset()
+    """Those of the released whose gradient came too late to count."""
+
+    cancelled: frozenset[int] = frozenset()
+    """Ranks that compute on a version whose gradients do not count any more: they may stop early."""
+
 
 HOLD = Verdict()
 
@@ -37,61 +45,198 @@ HOLD = Verdict()
 class Policy(Protocol):
     """One instance per experiment; called under the server's lock, one event at a time."""
 
+    delay_compensation: float
+    """λ of the compensation that gradients get before they are applied; 0: none."""
+
     def push(self, push: Push, version: int) -> Verdict:
         """A gradient arrived; `version` is that of the current parameters."""
         ...
 
     def finish(self, rank: int) -> Verdict:
-        """A worker pushes no more."""
+        """A worker was released from its last step: it pushes no more."""
         ...
 
 
-class Sync:
-    """Average of the gradients of all workers; everybody waits for the slowest.
+class _Quorum:
+    """Average of the first K gradients that are held; of all, where fewer than K workers still train."""
 
-    Source: Chen et al. 2016, Revisiting Distributed Synchronous SGD (arXiv:1604.00981), without backups.
-    """
+    delay_compensation = 0.0
 
-    def __init__(self, workers: int) -> None:
+    def __init__(self, workers: int, k: int) -> None:
+        self._k = k
         self._training = set(range(workers))
         self._held: set[int] = set()
 
-    def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - all are of the same version
-        """Hold until every training worker's gradient is there, then average them."""
+    def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - the forms differ in what they make of it
+        """Hold until K gradients are there, then average them."""
         self._held.add(push.rank)
-        return self._at_barrier()
+        return self._at_quorum()
 
     def finish(self, rank: int) -> Verdict:
         """The others need not wait for this worker any more."""
         self._training.discard(rank)
-        return self._at_barrier()
+        return self._at_quorum()
 
-    def _at_barrier(self) -> Verdict:
-        if not self._held or self._held != self._training:
+    def _at_quorum(self) -> Verdict:
+        if not self._held or len(self._held) < min(self._k, len(self._training)):
             return HOLD
         held, self._held = frozenset(self._held), set()
-        return Verdict(update=dict.fromkeys(sorted(held), 1 / len(held)), release=held)
+        update = dict.fromkeys(sorted(held), 1 / len(held))
+        return Verdict(update=update, release=held, cancelled=self._in_vain(held))
+
+    def _in_vain(self, held: frozenset[int]) -> frozenset[int]:  # noqa: ARG002 - late gradients count as well
+        return frozenset()
+
+
+class KAsync(_Quorum):
+    """K-async SGD: w ← w - η·(1/K)·Σ g over the first K gradients, whatever version each was computed on.
+
+    Their K workers go on from the new version, the other N - K keep computing, so an update ages N - K
+    gradients: mean τ = (N - K)/K. Mean time of an update, exponential draws of mean m: m·(H_N - H_{N-K}),
+    for what is left of such a draw is distributed as a new one.
+    Source: Dutta et al. 2018, Slow and Stale Gradients Can Win the Race (arXiv:1803.01113).
+    """
+
+
+class KSync(_Quorum):
+    """K-sync SGD: w ← w - η·(1/K)·Σ g over the first K gradients of the current version, τ = 0.
+
+    The other workers are cancelled: what they push on an older version is dropped, and they go on from the
+    new one. Mean time of an update, exponential draws of mean m: m·(H_N - H_{N-K}).
+    Source: Dutta et al. 2018, Slow and Stale Gradients Can Win the Race (arXiv:1803.01113).
+    """
+
+    def push(self, push: Push, version: int) -> Verdict:
+        """Hold until K gradients of this version are there, then average them; drop an older one."""
+        if push.version < version:
+            late = frozenset({push.rank})
+            return Verdict(release=late, dropped=late)
+        return super().push(push, version)
+
+    def _in_vain(self, held: frozenset[int]) -> frozenset[int]:
+        return frozenset(self._training - held)
+
+
+class Sync(KSync):
+    """Average of the gradients of all N workers: w ← w - η·(1/N)·Σ g; everybody waits for the slowest.
+
+    Mean time of an update: E[max of N draws]; exponential: m·H_N.
+    Source: Chen et al. 2016, Revisiting Distributed Synchronous SGD (arXiv:1604.00981), without backups.
+    """
+
+    def __init__(self, workers: int) -> None:
+        super().__init__(workers, k=workers)
+
+
+class Backup(KSync):
+    """Sync with backup workers: of N + b workers, the first N gradients of a step make its update.
+
+    w ← w - η·(1/N)·Σ g; the b slowest gradients of each step are dropped.
+    Mean time of an update, exponential draws: m·(H_{N+b} - H_b).
+    Source: Chen et al. 2016, Revisiting Distributed Synchronous SGD (arXiv:1604.00981).
+    """
+
+    def __init__(self, workers: int, backup_workers: int) -> None:
+        """`workers`: all of them, N + b."""
+        super().__init__(workers, k=workers - backup_workers)
 
 
 class Async:
-    """Each gradient is applied on arrival, whatever the parameters have become since it was computed.
+    """Each gradient is applied on arrival: w ← w - η·g, whatever has become of w since it was computed.
 
+    Total τ = (N - 1)·updates while all workers have a gradient under way. Mean time of an update: m/N.
     Source: Dean et al. 2012, Large Scale Distributed Deep Networks (Downpour SGD).
     """
 
-    def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - staleness does not matter
+    delay_compensation = 0.0
+
+    def push(self, push: Push, version: int) -> Verdict:
         """Apply at once."""
-        return Verdict(update={push.rank: 1.0}, release=frozenset({push.rank}))
+        weight = self._weight(version - push.version)
+        return Verdict(update={push.rank: weight}, release=frozenset({push.rank}))
 
     def finish(self, rank: int) -> Verdict:  # noqa: ARG002 - nobody waits for anybody
         """Nothing follows."""
         return HOLD
 
+    def _weight(self, staleness: int) -> float:  # noqa: ARG002 - all gradients count in full
+        return 1.0
 
-def policy_for(mode: Mode, workers: int) -> Policy:
-    """The policy of a mode for `workers` workers."""
+
+class StalenessAware(Async):
+    """Async with a step size that falls with staleness: w ← w - (η/τ)·g; fresh gradients (τ ≤ 1) in full.
+
+    The weight is put on the gradient, as in the paper, so that momentum remembers it weighted.
+    Source: Zhang et al. 2016, Staleness-aware Async-SGD (arXiv:1511.05950), where every gradient makes an update.
+    """
+
+    def _weight(self, staleness: int) -> float:
+        return 1.0 / max(staleness, 1)
+
+
+class DelayCompensated(Async):
+    """Delay-compensated async SGD with constant λ (DC-ASGD-c): w ← w - η·(g + λ·g⊙g⊙(w - w_bak)).
+
+    w_bak is what the worker last pulled: the parameters that g was computed on. λ·g⊙g stands for the diagonal
+    of the Hessian in the first-order term of g's Taylor expansion from w_bak to w.
+    Source: Zheng et al. 2017, Asynchronous Stochastic Gradient Descent with Delay Compensation (arXiv:1609.08326).
+    """
+
+    def __init__(self, dc_lambda: float) -> None:
+        self.delay_compensation = dc_lambda
+
+
+class Ssp:
+    """Stale synchronous parallel: async, but nobody starts a step more than s steps ahead of the slowest.
+
+    w ← w - η·g on arrival; the worker is released when its clock (steps done) is at most s above the lowest
+    clock. So clocks differ by at most s + 1, and τ ≤ (N - 1)·(2s + 1).
+    Source: Ho et al. 2013, More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server.
+    """
+
+    delay_compensation = 0.0
+
+    def __init__(self, workers: int, staleness_bound: int) -> None:
+        self._bound = staleness_bound
+        self._clocks = dict.fromkeys(range(workers), 0)
+        self._waiting: set[int] = set()
+
+    def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - the bound is on clocks, not versions
+        """Apply at once; release whoever is not too far ahead now."""
+        self._clocks[push.rank] = push.step + 1
+        self._waiting.add(push.rank)
+        return Verdict(update={push.rank: 1.0}, release=self._within_bound())
+
+    def finish(self, rank: int) -> Verdict:
+        """The clock of this worker stands; the others do not wait for it."""
+        del self._clocks[rank]
+        return Verdict(release=self._within_bound())
+
+    def _within_bound(self) -> frozenset[int]:
+        slowest = min(self._clocks.values(), default=0)
+        ready = frozenset(r for r in self._waiting if self._clocks[r] - slowest <= self._bound)
+        self._waiting -= ready
+        return ready
+
+
+def policy_for(mode: Mode, workers: int, aggregation: Aggregation | None = None) -> Policy:  # noqa: PLR0911 - one each
+    """The policy of a mode for `workers` workers. Raises ValueError where `aggregation` lacks what it needs."""
+    value = (aggregation or Aggregation()).value(mode)
     match mode:
         case Mode.SYNC:
             return Sync(workers)
         case Mode.ASYNC:
             return Async()
+        case Mode.STALENESS_AWARE:
+            return StalenessAware()
+        case Mode.DC_ASGD if value is not None:
+            return DelayCompensated(float(value))
+        case Mode.BACKUP if value is not None:
+            return Backup(workers, int(value))
+        case Mode.SSP if value is not None:
+            return Ssp(workers, int(value))
+        case Mode.KSYNC if value is not None:
+            return KSync(workers, int(value))
+        case Mode.KASYNC if value is not None:
+            return KAsync(workers, int(value))
+    raise ValueError(f"mode {mode} is not told what it needs")

@@ -17,11 +17,12 @@ from runtime import liveness
 from runtime.emitter import Emitter
 from runtime.ending import Ending
 from runtime.model import build_model
-from runtime.optimizer import MomentumSGD
+from runtime.optimizer import optimizer_for
 from runtime.parameters import FlatModel
 from runtime.policy import policy_for
 from runtime.process import Stopped, host_facts
 from runtime.rendezvous import Rendezvous
+from runtime.schedule import Schedule
 from runtime.servicer import Servicer
 from runtime.state import ServerState
 from runtime.task_metadata import TaskMetadata
@@ -53,10 +54,21 @@ def _initial_state(environment: TaskEnvironment) -> ServerState:
     return ServerState(
         workers=workers,
         parameters=parameters,
-        optimizer=MomentumSGD(
-            parameters, learning_rate=environment.learning_rate, momentum=environment.momentum
+        optimizer=optimizer_for(
+            environment.optimizer,
+            parameters,
+            learning_rate=environment.learning_rate,
+            momentum=environment.momentum,
+            weight_decay=environment.weight_decay,
         ),
-        policy=policy_for(environment.server_mode, workers),
+        policy=policy_for(environment.server_mode, workers, environment.aggregation),
+        schedule=Schedule(
+            epochs=environment.epochs,
+            name=environment.schedule,
+            decay_epochs=environment.decay_epochs,
+            decay_factor=environment.decay_factor,
+            warmup_epochs=environment.warmup_epochs,
+        ),
     )
 
 

@@ -11,9 +11,10 @@ import grpc
 
 from runtime.codec import DTYPE, WireRefused, check_finite, check_header, chunks_of, fill, pieces_of
 from runtime.ending import Ending
+from runtime.exchange import Answer, News, Phase, Snapshot
 from runtime.liveness import HEARTBEAT_SECONDS
 from runtime.membership import AlreadyThere, InvalidMessage, Rejection, TooEarly
-from runtime.state import Phase, ServerState, Snapshot, TrainingEnded
+from runtime.state import ServerState, TrainingEnded
 from runtime.wire.parameter_server_pb2 import (
     AttendRequest,
     Chunk,
@@ -30,6 +31,7 @@ from runtime.wire.parameter_server_pb2 import (
     PullRequest,
     Sender,
     Started,
+    Superseded,
     WithdrawReply,
     WithdrawRequest,
 )
@@ -78,13 +80,13 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         # However the stream closes, gRPC then calls back: this is how a vanished worker is noticed.
         if not context.add_callback(lambda: self._state.leave(rank)):
             self._state.leave(rank)
-        known = Phase.JOINING
-        phase: Phase | None = known
-        while phase is not None:
-            yield self._notice(known, phase)
-            if phase is Phase.ENDED:
+        known = News(Phase.JOINING)
+        news: News | None = known
+        while news is not None:
+            yield from self._notices(known, news)
+            if news.phase is Phase.ENDED:
                 return
-            known, phase = phase, self._state.watch(rank, phase, HEARTBEAT_SECONDS)
+            known, news = news, self._state.watch(rank, news, HEARTBEAT_SECONDS)
 
     def Pull(self, request: PullRequest, context: Context) -> Parameters:  # noqa: N802 - gRPC's name
         """The current parameters in one message."""
@@ -101,8 +103,8 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
     def PushPull(self, request: Gradient, context: Context) -> Parameters:  # noqa: N802 - gRPC's name
         """Take a gradient, answer parameters."""
         with self._translating(context):
-            snapshot, waited_seconds = self._push(request.header, iter([request.data]))
-        return Parameters(header=self._header(snapshot, waited_seconds), data=snapshot.data)
+            answer = self._push(request.header, iter([request.data]))
+        return Parameters(header=self._answer_header(answer), data=answer.snapshot.data)
 
     def PushPullChunks(  # noqa: N802 - gRPC's name
         self, request_iterator: Iterator[Chunk], context: Context
@@ -110,8 +112,8 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         """Take a gradient in chunks, answer parameters in chunks."""
         with self._translating(context):
             first = next(request_iterator, Chunk())
-            snapshot, waited_seconds = self._push(first.header, pieces_of(first, request_iterator))
-        yield from chunks_of(self._header(snapshot, waited_seconds), snapshot.data)
+            answer = self._push(first.header, pieces_of(first, request_iterator))
+        yield from chunks_of(self._answer_header(answer), answer.snapshot.data)
 
     def Finish(self, request: FinishRequest, context: Context) -> FinishReply:  # noqa: N802 - gRPC's name
         """A worker pushes no more."""
@@ -119,9 +121,11 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
             version, test_final = self._state.finish(self._rank(request.sender), request.tested_version)
             return FinishReply(version=version, test_final=test_final)
 
-    def _push(self, header: Header, pieces: Iterator[bytes]) -> tuple[Snapshot, float]:
+    def _push(self, header: Header, pieces: Iterator[bytes]) -> Answer:
         rank = self._rank(header.sender)
         slot = self._state.receive(rank, header.step, header.version)
+        if slot is None:
+            return self._state.push(rank, header.step, header.version)
         try:
             check_header(header, self._length)
             fill(slot, pieces)
@@ -141,18 +145,26 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
             )
         return sender.rank
 
-    def _header(self, snapshot: Snapshot, waited_seconds: float = 0.0) -> Header:
-        return Header(
-            version=snapshot.version, dtype=DTYPE, length=self._length, waited_seconds=waited_seconds
-        )
+    def _header(self, snapshot: Snapshot) -> Header:
+        return Header(version=snapshot.version, dtype=DTYPE, length=self._length)
 
-    def _notice(self, known: Phase, phase: Phase) -> Notice:
+    def _answer_header(self, answer: Answer) -> Header:
+        header = self._header(answer.snapshot)
+        header.waited_seconds, header.dropped = answer.waited_seconds, answer.dropped
+        return header
+
+    def _notices(self, known: News, news: News) -> Iterator[Notice]:
+        """What a worker that knows `known` is told; where nothing is new, that the server lives."""
         ending = self._state.ending
         if ending is not None:
-            return Notice(ended=Ended(reason=ending.reason, lost_peer=ending.lost_peer))
-        if known is Phase.JOINING and phase is not Phase.JOINING:
-            return Notice(started=Started())
-        return Notice(heartbeat=Heartbeat(version=self._state.version))
+            yield Notice(ended=Ended(reason=ending.reason, lost_peer=ending.lost_peer))
+            return
+        if known.phase is Phase.JOINING and news.phase is not Phase.JOINING:
+            yield Notice(started=Started())
+        if news.superseded != known.superseded:
+            yield Notice(superseded=Superseded(version=news.superseded))
+        if news == known:
+            yield Notice(heartbeat=Heartbeat(version=self._state.version))
 
     @contextmanager
     def _translating(self, context: Context) -> Iterator[None]:

@@ -6,18 +6,19 @@ Runs in the server, called by many threads at once; knows nothing of gRPC, metri
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from runtime.accounting import Accounting
+from runtime.compensation import Backups, compensate
 from runtime.ending import Ending
+from runtime.exchange import OVER, Answer, News, Phase, Snapshot, Ticket
 from runtime.membership import InvalidMessage, Member, Membership, TooEarly
-from runtime.optimizer import MomentumSGD, weighted_sum
+from runtime.optimizer import Optimizer, weighted_sum
 from runtime.policy import Policy, Push, Verdict
+from runtime.schedule import Schedule
 
 
 class TrainingEnded(Exception):
@@ -28,30 +29,6 @@ class TrainingEnded(Exception):
         self.ending = ending
 
 
-class Phase(Enum):
-    """Where the experiment is."""
-
-    JOINING = "joining"
-    """Not all workers are there."""
-    TRAINING = "training"
-    """All workers are there."""
-    FINISHED = "finished"
-    """Every worker did all its steps."""
-    ENDED = "ended"
-    """Given up; the ending says why."""
-
-
-OVER = frozenset({Phase.FINISHED, Phase.ENDED})
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Parameters as they were at a version: raw fp32 bytes."""
-
-    version: int
-    data: bytes
-
-
 class ServerState:
     """Parameters, membership and ending of one experiment. Any thread may call any method."""
 
@@ -60,14 +37,19 @@ class ServerState:
         *,
         workers: int,
         parameters: Tensor,
-        optimizer: MomentumSGD,
+        optimizer: Optimizer,
         policy: Policy,
+        schedule: Schedule | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parameters`: flat fp32, changed in place by `optimizer`; `clock`: seconds, monotonic."""
+        """`parameters`: flat fp32, changed in place by `optimizer`; `clock`: seconds, monotonic.
+
+        `schedule`: of the learning rate, which is constant without one.
+        """
         self._parameters = parameters
         self._optimizer = optimizer
         self._policy = policy
+        self._schedule = schedule
         self._clock = clock
         self._changed = threading.Condition()
         self._membership = Membership(workers)
@@ -78,8 +60,10 @@ class ServerState:
         self._slots = {rank: torch.empty_like(parameters) for rank in range(workers)}
         self._sum = torch.empty_like(parameters)
         self._receiving: set[int] = set()
-        self._held: dict[int, Push] = {}
-        self._released_at: dict[int, float] = {}
+        self._waiting: dict[int, Ticket] = {}
+        self._superseded = dict.fromkeys(range(workers), 0)
+        self._backups = Backups() if policy.delay_compensation else None
+        self._consumed = 0
         self._snapshot = Snapshot(0, parameters.numpy().tobytes())
 
     @property
@@ -130,12 +114,12 @@ class ServerState:
                 )
             self._changed.notify_all()
 
-    def watch(self, rank: int, known: Phase, timeout: float) -> Phase | None:
-        """Wait, at most `timeout` seconds, for another phase than `known`; None once the worker has left."""
+    def watch(self, rank: int, known: News, timeout: float) -> News | None:
+        """Wait, at most `timeout` seconds, for other news than `known`; None once the worker has left."""
         with self._changed:
             member = self._membership.member(rank)
-            self._changed.wait_for(lambda: self._phase is not known or member.left, timeout)
-            return None if member.left else self._phase
+            self._changed.wait_for(lambda: self._news(rank) != known or member.left, timeout)
+            return None if member.left else self._news(rank)
 
     # Parameters and gradients.
 
@@ -143,34 +127,58 @@ class ServerState:
         """The current parameters."""
         with self._changed:
             self._training_member(rank)
-            return self._snapshot
+            return self._given(rank)
 
-    def receive(self, rank: int, step: int, version: int) -> Tensor:
-        """Where to write the gradient of a worker's step, computed on `version`; `push` must follow."""
-        with self._changed:
-            member = self._training_member(rank)
-            member.check_push(step, version, self._snapshot.version)
-            if rank in self._receiving:
-                raise InvalidMessage(f"worker {rank}, step {step}: another push of this step is under way")
-            self._receiving.add(rank)
-            return self._slots[rank]
+    def receive(self, rank: int, step: int, version: int) -> Tensor | None:
+        """Where to write the gradient of a worker's step, computed on `version`; `push` must follow.
 
-    def push(self, rank: int, step: int, version: int) -> tuple[Snapshot, float]:
-        """Take the gradient that `receive` made room for; wait until the policy lets the worker go on.
-
-        Returns the parameters to go on with and the seconds that the gradient was held back.
+        None where the step was pushed before: the gradient counts once, and `push` answers again.
         """
         with self._changed:
             member = self._training_member(rank)
-            arrived_at = self._clock()
+            member.check_push(step, version, self._snapshot.version)
+            if member.is_repeat(step):
+                return None
+            if rank in self._receiving:
+                raise InvalidMessage(f"worker {rank}, step {step}: another push of this step is under way")
+            if self._backups and version not in (given := self._backups.versions(rank)):
+                raise InvalidMessage(
+                    f"worker {rank}, step {step}: was not given version {version}, but {given}"
+                )
+            self._receiving.add(rank)
+            return self._slots[rank]
+
+    def push(self, rank: int, step: int, version: int) -> Answer:
+        """Take the gradient that `receive` made room for; wait until the policy lets the worker go on."""
+        ticket = self.submit(rank, step, version)
+        with self._changed:
+            while ticket.answer is None:
+                self._raise_ending()
+                self._changed.wait()
+            return ticket.answer
+
+    def submit(self, rank: int, step: int, version: int) -> Ticket:
+        """As `push`, without waiting: the answer stands in the ticket as soon as there is one.
+
+        A repeated push is not applied: it shares the ticket that waits, or is answered the current parameters.
+        """
+        with self._changed:
+            member = self._training_member(rank)
+            push, now = Push(rank, step, version), self._clock()
+            if member.is_repeat(step):
+                self._accounting.repeat()
+                waiting = self._waiting.get(rank)
+                if waiting is not None and waiting.push.step == step:
+                    return waiting
+                return Ticket(push, now, Answer(self._given(rank)))
             self._receiving.discard(rank)
             member.pushed += 1
-            self._held[rank] = push = Push(rank, step, version)
+            if self._backups:
+                backup = self._backups.take(rank, version)
+                compensate(self._slots[rank], self._parameters, backup, self._policy.delay_compensation)
+            self._waiting[rank] = ticket = Ticket(push, now)
             self._carry_out(self._policy.push(push, self._snapshot.version))
-            while rank in self._held:
-                self._changed.wait()
-                self._raise_ending()
-            return self._snapshot, self._released_at[rank] - arrived_at
+            return ticket
 
     def finish(self, rank: int, tested_version: int) -> tuple[int, bool]:
         """A worker has done all its steps. Returns the version, and whether it must test that version.
@@ -182,7 +190,6 @@ class ServerState:
             if not member.pushed_all:
                 raise TooEarly(f"worker {rank}: finished at step {member.pushed}; expected {member.steps}")
             member.tested_version = tested_version
-            self._carry_out(self._policy.finish(rank))
             self._accounting.finish(self._clock())
             version = self._snapshot.version
             if not self._membership.all_finished:
@@ -242,22 +249,50 @@ class ServerState:
         decided_at = self._clock()
         if verdict.update:
             self._update(verdict)
+        self._consumed += len(verdict.update) + len(verdict.dropped)
+        for rank in verdict.cancelled:
+            self._superseded[rank] = self._snapshot.version
         for rank in verdict.release:
-            del self._held[rank]
-            self._released_at[rank] = decided_at
+            ticket = self._waiting.pop(rank)
+            dropped = rank in verdict.dropped
+            if dropped:
+                self._accounting.drop()
+            ticket.answer = Answer(self._given(rank), decided_at - ticket.arrived_at, dropped)
         if verdict.release:
             self._changed.notify_all()
+        for rank in sorted(verdict.release):
+            if self._membership.member(rank).pushed_all:
+                self._carry_out(self._policy.finish(rank))
 
     def _update(self, verdict: Verdict) -> None:
         version = self._snapshot.version
         began = self._clock()
-        self._optimizer.step(weighted_sum(self._slots, verdict.update, out=self._sum))
+        gradient = weighted_sum(self._slots, verdict.update, out=self._sum)
+        self._optimizer.step(gradient, self._learning_factor(len(verdict.update)))
         self._snapshot = Snapshot(version + 1, self._parameters.numpy().tobytes())
         now = self._clock()
-        stalenesses = [version - self._held[rank].version for rank in verdict.update]
+        stalenesses = [version - self._waiting[rank].push.version for rank in verdict.update]
         self._accounting.update(now, stalenesses, apply_seconds=now - began)
         # From the next gradient on: the first ones began on version 0, all at once, and are younger than the law.
         self._accounting.all_training = self._membership.all_training
+
+    def _learning_factor(self, gradients: int) -> float:
+        """What the learning rate of an update of so many gradients is multiplied by."""
+        if self._schedule is None:
+            return 1.0
+        epochs_per_gradient = self._schedule.epochs / self._membership.total_steps
+        return self._schedule.factor(
+            self._consumed * epochs_per_gradient, (self._consumed + gradients) * epochs_per_gradient
+        )
+
+    def _given(self, rank: int) -> Snapshot:
+        """The current parameters, on their way to a worker."""
+        if self._backups:
+            self._backups.give(rank, self._snapshot)
+        return self._snapshot
+
+    def _news(self, rank: int) -> News:
+        return News(self._phase, self._superseded[rank])
 
     def _end(self, ending: Ending) -> None:
         if self._phase not in OVER:

@@ -31,12 +31,14 @@ class Figures:
     compute: float = 0.0
     """Computing the gradient and, with emulated compute, the rest of the draw."""
     emulated: float = 0.0
-    """The draws."""
+    """The draws; of a cancelled step, what passed of its own."""
     push_pull: float = 0.0
     waiting: float = 0.0
     evaluation: float = 0.0
     steps: int = 0
     samples: int = 0
+    dropped: int = 0
+    cancelled: int = 0
     loss: float = 0.0
 
     def __iadd__(self, other: Self) -> Self:
@@ -58,6 +60,7 @@ class Training:
     ) -> None:
         """Begins with the server's parameters, not with those that `model` came with."""
         self._environment = environment
+        self._compute = environment.compute
         self._sharding = sharding
         self._split = split
         self._model = model
@@ -123,16 +126,16 @@ class Training:
             "push_pull_seconds": self._totals.push_pull,
             "waiting_seconds": self._totals.waiting,
             "evaluation_seconds": self._totals.evaluation,
+            "dropped_gradients": self._totals.dropped,
+            "cancelled_steps": self._totals.cancelled,
         }
 
     def _step(self, indices: Tensor, figures: Figures) -> None:
         step = self._totals.steps + figures.steps
         began = time.monotonic()
         figures.loss += self._compute_gradient(indices)
-        if self._environment.compute_mode == "emulated":
-            draw = self._draw(step)
-            figures.emulated += draw
-            self._connection.attendance.sleep(began + draw - time.monotonic())
+        if self._compute.mode == "emulated":
+            self._emulate(step, began, figures)
         computed = time.monotonic()
         answer = self._connection.push_pull(
             self._model.gradient, step, self._version, into=self._model.parameters
@@ -141,6 +144,7 @@ class Training:
         figures.compute += computed - began
         figures.push_pull += time.monotonic() - computed - answer.waited_seconds
         figures.waiting += answer.waited_seconds
+        figures.dropped += answer.dropped
         figures.steps += 1
         figures.samples += len(indices)
 
@@ -152,15 +156,18 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return loss.item()
 
-    def _draw(self, step: int) -> float:
-        environment = self._environment
-        return draw_seconds(
-            environment.seed,
-            environment.worker_rank,
-            step,
-            environment.compute_distribution,
-            environment.compute_mean_ms,
-        )
+    def _emulate(self, step: int, began: float, figures: Figures) -> None:
+        """Let the step last as long as its draw says, or until its gradient cannot count any more.
+
+        A cancelled step pushes its gradient all the same: each step is one push and one answer in every mode.
+        What is cut short is the emulated rest; a real computation, once begun, is not interrupted.
+        """
+        draw = draw_seconds(self._environment.seed, self._environment.worker_rank, step, self._compute)
+        if self._connection.attendance.sleep(began + draw - time.monotonic(), self._version):
+            figures.emulated += draw
+        else:
+            figures.emulated += min(draw, time.monotonic() - began)
+            figures.cancelled += 1
 
 
 @torch.no_grad()

@@ -10,8 +10,8 @@ import torch
 
 from contract.errors import LockstepError, TrainingFailed
 from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
-from contract.study import MODELS_FOR
 from contract.task import TaskEnvironment
+from contract.training import MODELS_FOR
 from runtime.connection import Connection, withdraw
 from runtime.dataset import load_dataset
 from runtime.emitter import Emitter

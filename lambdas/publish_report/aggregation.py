@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import TypeVar
 
+from contract.aggregation import BARRIER_MODES
 from contract.metrics import (
     FINAL_KINDS,
     MetricRecord,
@@ -21,7 +22,6 @@ from contract.metrics import (
     WorkerSummary,
 )
 from contract.plan import Experiment
-from contract.study import Mode
 from lambdas.publish_report.results import (
     AsyncServerMetrics,
     EmitterRecords,
@@ -52,6 +52,7 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
         status=outcome.status,
         cause=outcome.cause,
         seed=experiment.seed,
+        aggregation=experiment.aggregation,
         training=experiment.training,
         compute=experiment.compute,
         server_metrics=_server_metrics(experiment, records),
@@ -90,7 +91,7 @@ def _of(records: Iterable[MetricRecord], kind: type[Kind]) -> list[Kind]:
 
 
 def _server_metrics(experiment: Experiment, records: Sequence[MetricRecord]) -> ServerMetrics:
-    shape = ServerMetrics if experiment.mode is Mode.SYNC else AsyncServerMetrics
+    shape = ServerMetrics if experiment.mode in BARRIER_MODES else AsyncServerMetrics
     summary = next(iter(_of(records, ServerSummary)), None)
     measured = summary.model_dump() if summary else {}
     versions = [interval.version for interval in _of(records, ServerInterval)]

@@ -6,7 +6,7 @@ Pure; what plots, findings and tables mean by "async with 4 workers".
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from contract.study import Mode
+from contract.aggregation import Mode
 from lambdas.publish_report.estimates import Spread, spread
 from lambdas.publish_report.results import ExperimentResult
 

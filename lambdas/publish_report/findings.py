@@ -7,7 +7,7 @@ so the figures of that run are told, differences below NOISE are not, and the re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from contract.study import Mode
+from contract.aggregation import Mode
 from lambdas.publish_report.conditions import Condition, compared, conditions, pairs
 from lambdas.publish_report.estimates import Estimate, Spread, paired_difference, paired_ratio
 from lambdas.publish_report.results import ExperimentResult
@@ -43,7 +43,7 @@ def findings(results: Sequence[ExperimentResult]) -> Findings:
         _lonely(condition)
         for mode in Mode
         for condition in conditions(completed, mode)
-        if condition.workers not in {sync.workers for sync, _ in both}
+        if mode not in {Mode.SYNC, Mode.ASYNC} or condition.workers not in {sync.workers for sync, _ in both}
     ]
     *others, headline = [*alone, *paired]
     return Findings(headline, [*others, *_scaling(completed)], _notes(completed))
@@ -136,15 +136,19 @@ def _images_apart(sync: Condition, asynchronous: Condition) -> str:
 
 
 def _lonely(condition: Condition) -> str:
-    other = Mode.ASYNC if condition.mode is Mode.SYNC else Mode.SYNC
+    other = {Mode.SYNC: Mode.ASYNC, Mode.ASYNC: Mode.SYNC}.get(condition.mode)
+    alone = (
+        f"no {other} experiment with as many workers completed, so there is no comparison"
+        if other
+        else "only sync and async are compared in words"
+    )
     time, accuracy = (
         _mean(condition.spread(lambda result: result.training_seconds)),
         _mean(condition.spread(lambda result: result.accuracy_percent)),
     )
     return (
         f"{condition.mode.capitalize()} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
-        f" and ended at {percent(accuracy)} accuracy; no {other} experiment with as many workers"
-        " completed, so there is no comparison."
+        f" and ended at {percent(accuracy)} accuracy; {alone}."
     )
 
 

@@ -7,7 +7,7 @@ import re
 
 from markupsafe import Markup, escape
 
-from contract.study import Mode
+from contract.aggregation import Mode
 from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, RULE
 
 _VARIABLES = {

@@ -1,17 +1,22 @@
 """The laws of emulated compute and of staleness: what theory says that an experiment should have measured.
 
 Pure. Sources: the gaps between ordered exponential draws are independent with means mean/k (Rényi, On the
-theory of order statistics, 1953), so E[max of N] = mean·H_N and Var[max of N] = mean²·Σ 1/k². That N workers,
-each with one gradient under way, make N − 1 updates between one worker's pull and its push is counting.
+theory of order statistics, 1953), so E[K-th of N] = mean·(H_N − H_{N−K}) and Var = mean²·Σ 1/k² over the same k.
+A shift only adds to it. That N workers, each with one gradient under way, make N − 1 updates between one
+worker's pull and its push is counting; so is that an update of K gradients ages N − K others.
 """
 
 from dataclasses import dataclass
 from math import sqrt
 
-from contract.study import Compute, Mode
+from contract.aggregation import BARRIER_MODES, Mode
+from contract.compute import Compute
 from lambdas.publish_report.results import AsyncServerMetrics, ExperimentResult
 
 NORMAL_975 = 1.96
+
+ONE_EACH = frozenset({Mode.ASYNC, Mode.STALENESS_AWARE, Mode.DC_ASGD})
+"""Every gradient makes an update, and nobody waits."""
 
 
 @dataclass(frozen=True)
@@ -32,46 +37,79 @@ def laws_of(result: ExperimentResult) -> list[Law]:
     """The laws that a completed experiment can be held against; none where it did not complete."""
     if not result.completed:
         return []
-    if result.mode is Mode.SYNC:
-        return [_sync_step(result)] if result.compute.mode == "emulated" else []
-    return [*([_async_step(result)] if result.compute.mode == "emulated" else []), *_staleness(result)]
+    emulated = result.compute.mode == "emulated" and not result.compute.stragglers
+    step = _step(result) if emulated else None
+    return [*([step] if step else []), *_staleness(result)]
 
 
-def longest_draw(compute: Compute, workers: int) -> tuple[float, float]:
-    """Mean and standard deviation of the longest of `workers` draws, seconds."""
+def quorum(result: ExperimentResult) -> int:
+    """How many gradients make an update while all workers train: K."""
+    told = result.aggregation
+    match result.mode:
+        case Mode.SYNC:
+            return result.total_workers
+        case Mode.BACKUP:
+            return result.total_workers - (told.backup_workers or 0)
+        case Mode.KSYNC | Mode.KASYNC:
+            return told.k or 1
+        case _:
+            return 1
+
+
+def draw_of_rank(compute: Compute, workers: int, k: int) -> tuple[float, float] | None:
+    """Mean and deviation of the `k`-th shortest of `workers` draws, seconds; None where no formula is short."""
     mean = compute.mean_ms / 1000
     if compute.distribution == "constant":
         return mean, 0.0
-    ranks = range(1, workers + 1)
-    return mean * sum(1 / k for k in ranks), mean * sqrt(sum(1 / k**2 for k in ranks))
+    if compute.distribution == "pareto":
+        return None
+    shift = (compute.shift_ms or 0.0) / 1000
+    gaps = range(workers - k + 1, workers + 1)
+    scale = mean - shift
+    return shift + scale * sum(1 / i for i in gaps), scale * sqrt(sum(1 / i**2 for i in gaps))
 
 
-def _sync_step(result: ExperimentResult) -> Law:
-    predicted, deviation = longest_draw(result.compute, result.total_workers)
-    steps = result.server_metrics.global_steps_completed
-    exponential = result.compute.distribution == "exponential"
+def _step(result: ExperimentResult) -> Law | None:
+    """The mean time of an update, in modes and distributions for which it has a formula."""
+    compute, workers, k = result.compute, result.total_workers, quorum(result)
+    updates = result.server_metrics.global_steps_completed
+    mean = compute.mean_ms / 1000
+    if result.mode in ONE_EACH:
+        # A renewal process: N workers, each with a gradient every `mean` on average, whatever the draws.
+        deviation = compute.deviation_ms
+        law = None if deviation is None else (mean / workers, deviation / 1000 / workers)
+        statement = "time between updates = mean ÷ N"
+    elif result.mode in BARRIER_MODES:
+        law, statement = draw_of_rank(compute, workers, k), _order_statistic(compute, workers, k, "step")
+    elif result.mode is Mode.KASYNC and compute.distribution == "exponential":
+        law = draw_of_rank(compute, workers, k)
+        statement = _order_statistic(compute, workers, k, "time between updates")
+    else:
+        return None
+    if law is None:
+        return None
+    predicted, deviation = law
     return Law(
         experiment=result.experiment_name,
-        statement=f"step = mean × H{_subscript(result.total_workers)}" if exponential else "step = mean",
+        statement=statement,
         unit="s",
         predicted=predicted,
-        margin=NORMAL_975 * deviation / sqrt(steps) if steps else None,
+        margin=NORMAL_975 * deviation / sqrt(updates) if updates else None,
         measured=result.server_metrics.mean_step_seconds,
     )
 
 
-def _async_step(result: ExperimentResult) -> Law:
-    workers, mean = result.total_workers, result.compute.mean_ms / 1000
-    updates = result.server_metrics.global_steps_completed
-    deviation = mean if result.compute.distribution == "exponential" else 0.0
-    return Law(
-        experiment=result.experiment_name,
-        statement="time between updates = mean ÷ N",
-        unit="s",
-        predicted=mean / workers,
-        margin=NORMAL_975 * deviation / workers / sqrt(updates) if updates else None,
-        measured=result.server_metrics.mean_step_seconds,
+def _order_statistic(compute: Compute, workers: int, k: int, subject: str) -> str:
+    if compute.distribution == "constant":
+        return f"{subject} = mean"
+    harmonic = (
+        f"H{_subscript(workers)}"
+        if k == workers
+        else f"(H{_subscript(workers)} − H{_subscript(workers - k)})"
     )
+    if compute.distribution == "shifted-exponential":
+        return f"{subject} = shift + (mean − shift) × {harmonic}"
+    return f"{subject} = mean × {harmonic}"
 
 
 def _staleness(result: ExperimentResult) -> list[Law]:
@@ -79,14 +117,23 @@ def _staleness(result: ExperimentResult) -> list[Law]:
     metrics = result.server_metrics
     if not isinstance(metrics, AsyncServerMetrics) or result.total_workers == 1:
         return []
-    name, others = result.experiment_name, float(result.total_workers - 1)
+    name, workers, k = result.experiment_name, result.total_workers, quorum(result)
     all_training, whole_run = (
         metrics.average_gradient_staleness_all_training,
         metrics.average_gradient_staleness,
     )
+    whole = Law(name, "staleness over the whole run", "updates", None, None, whole_run)
+    if result.mode is Mode.SSP:
+        # Who waits has no gradient under way: N − 1 is the most that it can be on average.
+        return [
+            Law(name, "staleness while all trained, at most N − 1", "updates", None, None, all_training),
+            whole,
+        ]
+    statement = "N − 1" if k == 1 else "(N − K) ÷ K"
+    predicted = (workers - k) / k
     return [
-        Law(name, "staleness while all trained = N − 1", "updates", others, None, all_training),
-        Law(name, "staleness over the whole run", "updates", None, None, whole_run),
+        Law(name, f"staleness while all trained = {statement}", "updates", predicted, None, all_training),
+        whole,
     ]
 
 

@@ -10,10 +10,12 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from contract.aggregation import Aggregation, Mode
+from contract.compute import Compute
 from contract.metrics import MetricRecord, Role
 from contract.plan import Experiment
-from contract.study import Compute, Mode, Training
 from contract.table import Status
+from contract.training import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +61,10 @@ class ServerMetrics(Shape):
     """From the release of the first parameters to the last worker's finish."""
     global_steps_completed: int | None
     gradients_processed: int | None
+    dropped_gradients: int | None
+    """Those that came too late to count."""
+    repeated_pushes: int | None
+    """Pushes of a step that had been pushed before: answered, not applied."""
     updates_per_second: float | None
     mean_step_seconds: float | None
     """Mean time between updates; in sync mode the duration of a step."""
@@ -69,7 +75,7 @@ class ServerMetrics(Shape):
 
 
 class AsyncServerMetrics(ServerMetrics):
-    """What only a server that applies gradients on arrival can measure."""
+    """What only a server that applies gradients on newer parameters than their own can measure."""
 
     average_gradient_staleness: float | None
     """Over the whole run."""
@@ -200,6 +206,7 @@ class ExperimentResult(Shape):
     status: Status
     cause: str
     seed: int
+    aggregation: Aggregation
     training: Training
     compute: Compute
     server_metrics: AsyncServerMetrics | ServerMetrics

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from contract.study import Mode
+from contract.aggregation import Mode
 from lambdas.publish_report.conditions import Condition, conditions
 from lambdas.publish_report.estimates import Spread
 from lambdas.publish_report.laws import Law, laws_of

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from contract.study import Mode
+from contract.aggregation import Mode
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -33,7 +33,16 @@ class Look(NamedTuple):
     dash: str
 
 
-LOOKS: Final = {Mode.SYNC: Look("#0072b2", "o", 7.5, "-"), Mode.ASYNC: Look("#d55e00", "s", 5.5, "--")}
+LOOKS: Final = {
+    Mode.SYNC: Look("#0072b2", "o", 7.5, "-"),
+    Mode.ASYNC: Look("#d55e00", "s", 5.5, "--"),
+    Mode.BACKUP: Look("#56b4e9", "^", 6.5, "-"),
+    Mode.SSP: Look("#009e73", "D", 5.5, "-."),
+    Mode.KSYNC: Look("#3f5fa8", "v", 6.5, ":"),
+    Mode.KASYNC: Look("#e69f00", "P", 6.5, ":"),
+    Mode.STALENESS_AWARE: Look("#cc79a7", "X", 6.5, "--"),
+    Mode.DC_ASGD: Look("#8c6d1f", "*", 8.0, "-."),
+}
 
 _SETTINGS: Final[dict[Any, Any]] = {
     "font.family": "sans-serif",

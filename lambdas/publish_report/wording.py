@@ -3,7 +3,7 @@
 Pure text; a figure that was not measured is a dash, never a zero.
 """
 
-from contract.study import Compute
+from contract.compute import Compute
 
 ABSENT = "–"
 

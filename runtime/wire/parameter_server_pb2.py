@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#runtime/wire/parameter_server.proto\x12\x08lockstep\"9\n\x06Sender\x12\r\n\x05study\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\"R\n\x0bJoinRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\"0\n\tJoinReply\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x15\n\rtotal_workers\x18\x02 \x01(\r\"C\n\x0fWithdrawRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rWithdrawReply\"1\n\rAttendRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\"\x84\x01\n\x06Notice\x12$\n\x07started\x18\x01 \x01(\x0b\x32\x11.lockstep.StartedH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.lockstep.HeartbeatH\x00\x12 \n\x05\x65nded\x18\x03 \x01(\x0b\x32\x0f.lockstep.EndedH\x00\x42\x08\n\x06notice\"\t\n\x07Started\"\x1c\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\x04\"*\n\x05\x45nded\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tlost_peer\x18\x02 \x01(\t\"/\n\x0bPullRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\"\x80\x01\n\x06Header\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x16\n\x0ewaited_seconds\x18\x06 \x01(\x01\":\n\x08Gradient\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"<\n\nParameters\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"7\n\x05\x43hunk\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"I\n\rFinishRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x16\n\x0etested_version\x18\x02 \x01(\x04\"2\n\x0b\x46inishReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x12\n\ntest_final\x18\x02 \x01(\x08\x32\xd1\x03\n\x0fParameterServer\x12\x32\n\x04Join\x12\x15.lockstep.JoinRequest\x1a\x13.lockstep.JoinReply\x12>\n\x08Withdraw\x12\x19.lockstep.WithdrawRequest\x1a\x17.lockstep.WithdrawReply\x12\x35\n\x06\x41ttend\x12\x17.lockstep.AttendRequest\x1a\x10.lockstep.Notice0\x01\x12\x33\n\x04Pull\x12\x15.lockstep.PullRequest\x1a\x14.lockstep.Parameters\x12\x36\n\nPullChunks\x12\x15.lockstep.PullRequest\x1a\x0f.lockstep.Chunk0\x01\x12\x34\n\x08PushPull\x12\x12.lockstep.Gradient\x1a\x14.lockstep.Parameters\x12\x36\n\x0ePushPullChunks\x12\x0f.lockstep.Chunk\x1a\x0f.lockstep.Chunk(\x01\x30\x01\x12\x38\n\x06\x46inish\x12\x17.lockstep.FinishRequest\x1a\x15.lockstep.FinishReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n#runtime/wire/parameter_server.proto\x12\x08lockstep\"9\n\x06Sender\x12\r\n\x05study\x18\x01 \x01(\t\x12\x12\n\nexperiment\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\"R\n\x0bJoinRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x12\n\nparameters\x18\x02 \x01(\x04\x12\r\n\x05steps\x18\x03 \x01(\x04\"0\n\tJoinReply\x12\x0c\n\x04mode\x18\x01 \x01(\t\x12\x15\n\rtotal_workers\x18\x02 \x01(\r\"C\n\x0fWithdrawRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x0f\n\rWithdrawReply\"1\n\rAttendRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\"\xb0\x01\n\x06Notice\x12$\n\x07started\x18\x01 \x01(\x0b\x32\x11.lockstep.StartedH\x00\x12(\n\theartbeat\x18\x02 \x01(\x0b\x32\x13.lockstep.HeartbeatH\x00\x12 \n\x05\x65nded\x18\x03 \x01(\x0b\x32\x0f.lockstep.EndedH\x00\x12*\n\nsuperseded\x18\x04 \x01(\x0b\x32\x14.lockstep.SupersededH\x00\x42\x08\n\x06notice\"\t\n\x07Started\"\x1c\n\tHeartbeat\x12\x0f\n\x07version\x18\x01 \x01(\x04\"\x1d\n\nSuperseded\x12\x0f\n\x07version\x18\x01 \x01(\x04\"*\n\x05\x45nded\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x11\n\tlost_peer\x18\x02 \x01(\t\"/\n\x0bPullRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\"\x91\x01\n\x06Header\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\x0e\n\x06length\x18\x05 \x01(\x04\x12\x16\n\x0ewaited_seconds\x18\x06 \x01(\x01\x12\x0f\n\x07\x64ropped\x18\x07 \x01(\x08\":\n\x08Gradient\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"<\n\nParameters\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"7\n\x05\x43hunk\x12 \n\x06header\x18\x01 \x01(\x0b\x32\x10.lockstep.Header\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"I\n\rFinishRequest\x12 \n\x06sender\x18\x01 \x01(\x0b\x32\x10.lockstep.Sender\x12\x16\n\x0etested_version\x18\x02 \x01(\x04\"2\n\x0b\x46inishReply\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x12\n\ntest_final\x18\x02 \x01(\x08\x32\xd1\x03\n\x0fParameterServer\x12\x32\n\x04Join\x12\x15.lockstep.JoinRequest\x1a\x13.lockstep.JoinReply\x12>\n\x08Withdraw\x12\x19.lockstep.WithdrawRequest\x1a\x17.lockstep.WithdrawReply\x12\x35\n\x06\x41ttend\x12\x17.lockstep.AttendRequest\x1a\x10.lockstep.Notice0\x01\x12\x33\n\x04Pull\x12\x15.lockstep.PullRequest\x1a\x14.lockstep.Parameters\x12\x36\n\nPullChunks\x12\x15.lockstep.PullRequest\x1a\x0f.lockstep.Chunk0\x01\x12\x34\n\x08PushPull\x12\x12.lockstep.Gradient\x1a\x14.lockstep.Parameters\x12\x36\n\x0ePushPullChunks\x12\x0f.lockstep.Chunk\x1a\x0f.lockstep.Chunk(\x01\x30\x01\x12\x38\n\x06\x46inish\x12\x17.lockstep.FinishRequest\x1a\x15.lockstep.FinishReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,27 +44,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ATTENDREQUEST']._serialized_start=328
   _globals['_ATTENDREQUEST']._serialized_end=377
   _globals['_NOTICE']._serialized_start=380
-  _globals['_NOTICE']._serialized_end=512
-  _globals['_STARTED']._serialized_start=514
-  _globals['_STARTED']._serialized_end=523
-  _globals['_HEARTBEAT']._serialized_start=525
-  _globals['_HEARTBEAT']._serialized_end=553
-  _globals['_ENDED']._serialized_start=555
-  _globals['_ENDED']._serialized_end=597
-  _globals['_PULLREQUEST']._serialized_start=599
-  _globals['_PULLREQUEST']._serialized_end=646
-  _globals['_HEADER']._serialized_start=649
-  _globals['_HEADER']._serialized_end=777
-  _globals['_GRADIENT']._serialized_start=779
-  _globals['_GRADIENT']._serialized_end=837
-  _globals['_PARAMETERS']._serialized_start=839
-  _globals['_PARAMETERS']._serialized_end=899
-  _globals['_CHUNK']._serialized_start=901
-  _globals['_CHUNK']._serialized_end=956
-  _globals['_FINISHREQUEST']._serialized_start=958
-  _globals['_FINISHREQUEST']._serialized_end=1031
-  _globals['_FINISHREPLY']._serialized_start=1033
-  _globals['_FINISHREPLY']._serialized_end=1083
-  _globals['_PARAMETERSERVER']._serialized_start=1086
-  _globals['_PARAMETERSERVER']._serialized_end=1551
+  _globals['_NOTICE']._serialized_end=556
+  _globals['_STARTED']._serialized_start=558
+  _globals['_STARTED']._serialized_end=567
+  _globals['_HEARTBEAT']._serialized_start=569
+  _globals['_HEARTBEAT']._serialized_end=597
+  _globals['_SUPERSEDED']._serialized_start=599
+  _globals['_SUPERSEDED']._serialized_end=628
+  _globals['_ENDED']._serialized_start=630
+  _globals['_ENDED']._serialized_end=672
+  _globals['_PULLREQUEST']._serialized_start=674
+  _globals['_PULLREQUEST']._serialized_end=721
+  _globals['_HEADER']._serialized_start=724
+  _globals['_HEADER']._serialized_end=869
+  _globals['_GRADIENT']._serialized_start=871
+  _globals['_GRADIENT']._serialized_end=929
+  _globals['_PARAMETERS']._serialized_start=931
+  _globals['_PARAMETERS']._serialized_end=991
+  _globals['_CHUNK']._serialized_start=993
+  _globals['_CHUNK']._serialized_end=1048
+  _globals['_FINISHREQUEST']._serialized_start=1050
+  _globals['_FINISHREQUEST']._serialized_end=1123
+  _globals['_FINISHREPLY']._serialized_start=1125
+  _globals['_FINISHREPLY']._serialized_end=1175
+  _globals['_PARAMETERSERVER']._serialized_start=1178
+  _globals['_PARAMETERSERVER']._serialized_end=1643
 # @@protoc_insertion_point(module_scope)

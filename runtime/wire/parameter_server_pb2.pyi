@@ -52,20 +52,28 @@ class AttendRequest(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ...) -> None: ...
 
 class Notice(_message.Message):
-    __slots__ = ("started", "heartbeat", "ended")
+    __slots__ = ("started", "heartbeat", "ended", "superseded")
     STARTED_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     ENDED_FIELD_NUMBER: _ClassVar[int]
+    SUPERSEDED_FIELD_NUMBER: _ClassVar[int]
     started: Started
     heartbeat: Heartbeat
     ended: Ended
-    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ...) -> None: ...
+    superseded: Superseded
+    def __init__(self, started: _Optional[_Union[Started, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., ended: _Optional[_Union[Ended, _Mapping]] = ..., superseded: _Optional[_Union[Superseded, _Mapping]] = ...) -> None: ...
 
 class Started(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class Heartbeat(_message.Message):
+    __slots__ = ("version",)
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    def __init__(self, version: _Optional[int] = ...) -> None: ...
+
+class Superseded(_message.Message):
     __slots__ = ("version",)
     VERSION_FIELD_NUMBER: _ClassVar[int]
     version: int
@@ -86,20 +94,22 @@ class PullRequest(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ...) -> None: ...
 
 class Header(_message.Message):
-    __slots__ = ("sender", "step", "version", "dtype", "length", "waited_seconds")
+    __slots__ = ("sender", "step", "version", "dtype", "length", "waited_seconds", "dropped")
     SENDER_FIELD_NUMBER: _ClassVar[int]
     STEP_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     WAITED_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DROPPED_FIELD_NUMBER: _ClassVar[int]
     sender: Sender
     step: int
     version: int
     dtype: str
     length: int
     waited_seconds: float
-    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., dtype: _Optional[str] = ..., length: _Optional[int] = ..., waited_seconds: _Optional[float] = ...) -> None: ...
+    dropped: bool
+    def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., step: _Optional[int] = ..., version: _Optional[int] = ..., dtype: _Optional[str] = ..., length: _Optional[int] = ..., waited_seconds: _Optional[float] = ..., dropped: _Optional[bool] = ...) -> None: ...
 
 class Gradient(_message.Message):
     __slots__ = ("header", "data")

@@ -95,7 +95,8 @@ class ParameterServerServicer:
 
     def Attend(self, request, context):
         """Open for as long as the worker lives: a heartbeat every few seconds; `started` once, when all workers
-        attend; `ended` when training ends early. Either side's loss closes it; a worker that is done closes it.
+        attend; `superseded` when the gradient that the worker computes cannot count any more; `ended` when training
+        ends early. Either side's loss closes it; a worker that is done closes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,7 +118,9 @@ class ParameterServerServicer:
 
     def PushPull(self, request, context):
         """Fused push and pull: hands over one gradient and answers the parameters to go on with. In sync mode the
-        answer is the next version, after the barrier; in async mode the version that this gradient made.
+        answer is the next version, after the barrier; in async mode the version that this gradient made. Every step
+        is pushed, also where the worker knows that its gradient will be dropped: steps are counted by their pushes.
+        A step that is pushed again is not applied again; it is answered the parameters of the moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -152,3 +152,46 @@ def test_a_task_that_cannot_start_says_why_in_one_line(
     [failure] = worker.records(TaskFailed)
     assert failure.reason.startswith(reason)
     assert worker.errors == f"lockstep-worker: {failure.reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("mode", "settings"),
+    [
+        ("backup", {"AGGREGATION_BACKUP_WORKERS": 1}),
+        ("ksync", {"AGGREGATION_K": 2}),
+        ("kasync", {"AGGREGATION_K": 2}),
+        ("ssp", {"AGGREGATION_STALENESS_BOUND": 1}),
+        ("staleness-aware", {}),
+        ("dc-asgd", {"AGGREGATION_DC_LAMBDA": 0.04}),
+    ],
+)
+def test_every_other_mode_trains_to_the_end(mode: str, settings: dict[str, object], tmp_path: Path) -> None:
+    # Given three workers, the first of which is slow
+    workers, steps = 3, 1437 // 3 // 16
+    settings |= {
+        "COMPUTE_MODE": "emulated",
+        "COMPUTE_MEAN_MS": 4,
+        "COMPUTE_STRAGGLERS": '[{"rank": 0, "slowdown": 20}]',
+        "LEARNING_RATE": 0.02,
+        "SCHEDULE": "cosine",
+        "WEIGHT_DECAY": 1e-4,
+    }
+    with experiment(tmp_path, workers, SERVER_MODE=mode, EPOCHS=1, **settings) as running:
+        assert_all_succeed(running)
+        server = running.server.records(ServerSummary)[0]
+        summaries = [worker.records(WorkerSummary)[0] for worker in running.workers]
+    # Then every step of every worker came to the server, once, and was applied or dropped
+    assert server.gradients_processed + server.dropped_gradients == workers * steps
+    assert server.repeated_pushes == 0
+    assert sum(summary.dropped_gradients for summary in summaries) == server.dropped_gradients
+    if mode in {"backup", "ksync"}:
+        # Then the slow worker was cancelled in most of its steps, and slowed nobody down
+        slow = summaries[0]
+        assert slow.dropped_gradients > 0.8 * steps
+        assert 0 < slow.cancelled_steps <= slow.dropped_gradients
+        assert slow.compute_seconds < 0.5 * 20 * 0.004 * steps
+        assert set(server.staleness_histogram) == {0}
+    else:
+        assert server.dropped_gradients == 0
+        assert sum(summary.cancelled_steps for summary in summaries) == 0
+        assert server.average_gradient_staleness > 0

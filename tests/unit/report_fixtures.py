@@ -12,6 +12,7 @@ from itertools import count
 from random import Random
 from statistics import fmean
 
+from contract.aggregation import BARRIER_MODES, Mode
 from contract.metrics import (
     MetricRecord,
     Role,
@@ -23,7 +24,7 @@ from contract.metrics import (
     WorkerSummary,
 )
 from contract.plan import Experiment, plan
-from contract.study import Mode, parse_study
+from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
 
@@ -55,6 +56,7 @@ def study_outcome(
     seeds: Sequence[int] = (0,),
     epochs: int = 5,
     compute: dict[str, object] | None = None,
+    aggregation: dict[str, object] | None = None,
     failing: str = "",
     name: str = "scaling",
 ) -> StudyOutcome:
@@ -65,6 +67,7 @@ def study_outcome(
         "seeds": list(seeds),
         "training": {"dataset": "digits", "epochs": epochs},
         "compute": compute or EMULATED,
+        **({"aggregation": aggregation} if aggregation else {}),
     }
     experiments = [
         failed_outcome(experiment) if experiment.name == failing else completed_outcome(experiment)
@@ -137,7 +140,7 @@ def records_of(experiment: Experiment) -> list[MetricRecord]:
         [random.expovariate(1 / mean) if exponential else mean for _ in range(steps)]
         for _ in range(experiment.workers)
     ]
-    run = _sync(draws) if experiment.mode is Mode.SYNC else _async(draws)
+    run = _sync(draws) if experiment.mode in BARRIER_MODES else _async(draws)
     records: list[MetricRecord] = list(_server_records(experiment, run))
     for rank in range(experiment.workers):
         records += _worker_records(experiment, run, rank, samples)

@@ -7,26 +7,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.aggregation import KEY_OF, Aggregation, Mode
+from contract.compute import Compute
+from contract.document import MAX_WORKERS
 from contract.errors import StudyRefused
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
     MAX_HISTORY_EVENTS,
-    MAX_WORKERS,
-    MODELS_FOR,
-    Compute,
     ExplicitExperiment,
     Matrix,
-    Mode,
-    ModelName,
     Study,
     TaskSize,
-    Training,
     history_events,
     parse_study,
 )
+from contract.training import MODELS_FOR, ModelName, Training
 from lambdas.plan_study.launch import launch_item
 
+EVERY_MODE = "'sync', 'async', 'backup', 'ssp', 'ksync', 'kasync', 'staleness-aware' or 'dc-asgd'"
 FAIL_CAUSE_CHARACTERS = 32_768
 STATE_OUTPUT_BYTES = 262_144
 
@@ -89,6 +88,40 @@ def test_explicit_experiments_are_taken_as_written() -> None:
     ]
 
 
+def test_a_matrix_tells_each_mode_its_own_and_keeps_the_classic_names() -> None:
+    experiments = planned(
+        {
+            "matrix": {"mode": ["sync", "ksync", "ssp"], "workers": [4]},
+            "aggregation": {"k": 3, "staleness_bound": 2},
+        }
+    )
+    assert [(e.name, e.aggregation) for e in experiments] == [
+        ("sync_4workers", Aggregation()),
+        ("ksync_4workers", Aggregation(k=3)),
+        ("ssp_4workers", Aggregation(staleness_bound=2)),
+    ]
+
+
+def test_explicit_experiments_may_say_their_own_and_are_told_apart_by_it() -> None:
+    document = {
+        "experiments": [
+            {"mode": "ssp", "workers": 4},
+            {"mode": "ssp", "workers": 4, "aggregation": {"staleness_bound": 8}},
+            {"mode": "kasync", "workers": 4, "aggregation": {"k": 2}},
+            {"mode": "dc-asgd", "workers": 4, "aggregation": {"dc_lambda": 0.04}},
+            {"mode": "dc-asgd", "workers": 4, "aggregation": {"dc_lambda": 1}},
+        ],
+        "aggregation": {"staleness_bound": 0},
+    }
+    assert [(e.name, e.aggregation.value(e.mode)) for e in planned(document)] == [
+        ("ssp_s0_4workers_seed0", 0),
+        ("ssp_s8_4workers_seed0", 8),
+        ("kasync_4workers_seed0", 2),
+        ("dc-asgd_lambda0_04_4workers_seed0", 0.04),
+        ("dc-asgd_lambda1_4workers_seed0", 1.0),
+    ]
+
+
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
 def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...]) -> None:
     assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
@@ -120,7 +153,104 @@ def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...])
             {"training": {"learning_rate": float("nan")}},
             ["training.learning_rate: must be a finite number, not nan"],
         ),
-        ({"matrix": {"mode": ["ssp"]}}, ["matrix.mode[0]: must be 'sync' or 'async', not 'ssp'"]),
+        ({"matrix": {"mode": ["asp"]}}, [f"matrix.mode[0]: must be {EVERY_MODE}, not 'asp'"]),
+        (
+            {"aggregation": {"k": 3}},
+            ["aggregation.k: belongs to mode ksync or kasync, and here is only async, sync; leave it out"],
+        ),
+        (
+            {"matrix": {"mode": ["ssp", "ksync", "kasync", "backup", "dc-asgd"]}, "aggregation": {}},
+            [
+                "aggregation.staleness_bound: missing; mode ssp needs it",
+                "aggregation.k: missing; mode ksync needs it",
+                "aggregation.k: missing; mode kasync needs it",
+                "aggregation.backup_workers: missing; mode backup needs it",
+                "aggregation.dc_lambda: missing; mode dc-asgd needs it",
+            ],
+        ),
+        (
+            {
+                "matrix": {"mode": ["ksync", "kasync", "backup"], "workers": [2, 4]},
+                "aggregation": {"k": 3, "backup_workers": 2},
+            },
+            [
+                "aggregation.k: 3 gradients cannot come from 2 workers of mode ksync",
+                "aggregation.k: 3 gradients cannot come from 2 workers of mode kasync",
+                "aggregation.backup_workers: 2 of 2 workers of mode backup as backups"
+                " leaves none whose gradient counts",
+            ],
+        ),
+        (
+            {
+                "experiments": [
+                    {"mode": "ssp", "workers": 2, "aggregation": {"k": 1}},
+                    {"mode": "sync", "workers": 2},
+                ],
+                "aggregation": {"dc_lambda": 1},
+            },
+            [
+                "aggregation.dc_lambda: belongs to mode dc-asgd, and here is only ssp, sync; leave it out",
+                "experiments[0].aggregation.k: belongs to mode ksync or kasync, and here is only ssp; leave it out",
+                "experiments[0].aggregation.staleness_bound: missing; mode ssp needs it",
+            ],
+        ),
+        (
+            {"training": {"optimizer": "adam", "momentum": 0.9}},
+            [
+                "training.momentum: belongs to optimizer sgd, not to adam; leave it out",
+                "training.learning_rate: missing; the default is one of sgd, adam takes less, such as 0.001",
+            ],
+        ),
+        (
+            {
+                "matrix": {"mode": ["staleness-aware"]},
+                "training": {"optimizer": "adam", "learning_rate": 0.001},
+            },
+            ["training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd"],
+        ),
+        (
+            {"training": {"schedule": "cosine", "decay_epochs": 2}},
+            ["training.decay_epochs: belongs to schedule step, not to cosine; leave it out"],
+        ),
+        (
+            {"training": {"schedule": "step"}},
+            ["training.decay_epochs: missing; schedule step needs it"],
+        ),
+        (
+            {
+                "compute": {
+                    "distribution": "pareto",
+                    "shift_ms": 5,
+                    "stragglers": [{"rank": 0, "slowdown": 2}],
+                }
+            },
+            [
+                "compute.shift_ms: belongs to distribution shifted-exponential, not to pareto; leave it out",
+                "compute.tail_index: missing; distribution pareto needs it",
+                "compute.stragglers: belongs to mode emulated, not to real; set compute.mode or leave it out",
+            ],
+        ),
+        (
+            {"compute": {"mode": "emulated", "distribution": "shifted-exponential", "shift_ms": 60}},
+            ["compute.shift_ms: 60 must be less than the mean, compute.mean_ms = 50"],
+        ),
+        (
+            {
+                "matrix": {"workers": [2, 8]},
+                "compute": {
+                    "mode": "emulated",
+                    "stragglers": [
+                        {"rank": 1, "slowdown": 2},
+                        {"rank": 5, "slowdown": 2},
+                        {"rank": 1, "slowdown": 3},
+                    ],
+                },
+            },
+            [
+                "compute.stragglers[1].rank: 5 is no rank of 2 workers",
+                "compute.stragglers[2].rank: 1 stands there more than once",
+            ],
+        ),
         ({"preset": "all"}, ["preset: must be 'quick', 'recommended' or 'full', not 'all'"]),
         (
             {"matrix": {"workers": [0, 33, "4", 4.0, True]}},
@@ -259,17 +389,35 @@ def test_what_nests_deeper_than_repr_can_follow_is_refused_too() -> None:
 def test_the_largest_study_fits_the_output_of_a_state() -> None:
     """What PlanStudy returns for as many experiments and workers as are accepted, with the longest names."""
     experiments = [
-        {"name": f"{i:03d}{'n' * 61}", "mode": "async", "workers": 19, "seed": 2**31 - 1}
+        {
+            "name": f"{i:03d}{'n' * 61}",
+            "mode": "dc-asgd",
+            "workers": 19,
+            "seed": 2**31 - 1,
+            "aggregation": {"dc_lambda": 0.123456789},
+        }
         for i in range(MAX_EXPERIMENTS)
     ]
     study = parse_study(
-        {"experiments": experiments, "training": {"dataset": "synthetic", "model": "digits-cnn"}}
+        {
+            "experiments": experiments,
+            "training": {
+                "dataset": "synthetic",
+                "model": "digits-cnn",
+                "weight_decay": 0.000123456789,
+                "schedule": "step",
+                "decay_epochs": 12.3456789,
+                "decay_factor": 0.123456789,
+                "warmup_epochs": 1.23456789,
+            },
+            "compute": {"mode": "emulated", "distribution": "shifted-exponential", "shift_ms": 12.3456789},
+        }
     )
     items = [launch_item(experiment) for experiment in plan(study, "s" * 80)]
     assert len(json.dumps(items)) < 0.9 * STATE_OUTPUT_BYTES
 
 
-PARTS = (Study, Matrix, ExplicitExperiment, Training, Compute, TaskSize)
+PARTS = (Study, Matrix, ExplicitExperiment, Training, Compute, TaskSize, Aggregation)
 KEYS = st.sampled_from(sorted({key for part in PARTS for key in part.model_fields}))
 SCALARS = st.one_of(
     st.none(),
@@ -289,18 +437,48 @@ ANYTHING = st.recursive(
     max_leaves=20,
 )
 WORKERS = st.lists(st.integers(0, 34), max_size=4)
-MODES = st.lists(st.sampled_from(["sync", "async", "ssp"]), max_size=3)
+MODES = st.lists(st.sampled_from([*(mode.value for mode in Mode), "asp"]), max_size=3)
+AGGREGATION = st.fixed_dictionaries(
+    {},
+    optional={
+        "backup_workers": st.integers(0, 4),
+        "staleness_bound": st.integers(-1, 4) | SCALARS,
+        "k": st.integers(0, 4) | st.none(),
+        "dc_lambda": st.floats(0, 2),
+    },
+)
 NEARLY = st.fixed_dictionaries(
     {},
     optional={
         "name": st.sampled_from(["a", "a b", ""]) | SCALARS,
         "preset": st.sampled_from(["quick", "recommended", "full", "fast"]),
+        "aggregation": AGGREGATION,
+        "compute": st.fixed_dictionaries(
+            {},
+            optional={
+                "mode": st.sampled_from(["real", "emulated"]),
+                "distribution": st.sampled_from(
+                    ["constant", "exponential", "shifted-exponential", "pareto", 3]
+                ),
+                "mean_ms": st.integers(0, 10) | SCALARS,
+                "shift_ms": st.integers(0, 10) | SCALARS,
+                "tail_index": st.floats(0, 3),
+                "stragglers": st.lists(
+                    st.fixed_dictionaries({"rank": st.integers(0, 4), "slowdown": st.floats(0, 3)}),
+                    max_size=2,
+                ),
+            },
+        ),
         "matrix": st.fixed_dictionaries({}, optional={"mode": MODES, "workers": WORKERS | st.none()}),
         "experiments": st.none()
         | st.lists(
             st.fixed_dictionaries(
-                {"mode": st.sampled_from(["sync", "async"]), "workers": st.integers(1, 33)},
-                optional={"name": st.sampled_from(["a", "b", None]), "seed": st.integers(-1, 3)},
+                {"mode": st.sampled_from(Mode).map(str), "workers": st.integers(1, 33)},
+                optional={
+                    "aggregation": AGGREGATION,
+                    "name": st.sampled_from(["a", "b", None]),
+                    "seed": st.integers(-1, 3),
+                },
             ),
             max_size=4,
         ),
@@ -312,6 +490,9 @@ NEARLY = st.fixed_dictionaries(
                 "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet", None]),
                 "epochs": st.integers(0, 5) | SCALARS,
                 "learning_rate": st.floats(),
+                "optimizer": st.sampled_from(["sgd", "adam"]),
+                "schedule": st.sampled_from(["constant", "step", "cosine"]) | SCALARS,
+                "decay_epochs": st.floats() | st.none(),
             },
         ),
         "worker": st.fixed_dictionaries(
@@ -337,6 +518,7 @@ def test_any_document_is_refused_with_reasons_or_can_be_planned(document: object
     assert len({experiment.name for experiment in experiments}) == len(experiments) == study.experiment_count
     for experiment in experiments:
         assert 1 <= experiment.workers <= MAX_WORKERS
+        assert (experiment.aggregation.value(experiment.mode) is None) == (experiment.mode not in KEY_OF)
         assert experiment.training.model in MODELS_FOR[experiment.training.dataset]
         assert study_of_group(experiment.task_group) == "study-1"
         json.dumps(launch_item(experiment), allow_nan=False)

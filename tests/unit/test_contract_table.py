@@ -5,8 +5,9 @@ import re
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.document import MAX_WORKERS
 from contract.metrics import MetricRecord
-from contract.study import MAX_WORKERS, NAME_PATTERN
+from contract.study import NAME_PATTERN
 from contract.table import (
     EXPERIMENT_PREFIX,
     STUDY_SORT,

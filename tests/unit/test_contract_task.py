@@ -4,10 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.aggregation import KEY_OF, Mode
+from contract.compute import Straggler
 from contract.errors import TaskEnvironmentRefused
 from contract.plan import plan
-from contract.study import Dataset, Mode, ModelName, parse_study
+from contract.study import parse_study
 from contract.task import SERVER_PORT, TaskEnvironment, shared_environment
+from contract.training import Dataset, ModelName
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
@@ -16,7 +19,7 @@ ENVIRONMENTS = st.builds(
     study_id=WORDS,
     experiment_name=WORDS,
     seed=st.integers(0, 2**31 - 1),
-    server_mode=st.sampled_from(Mode),
+    server_mode=st.sampled_from(sorted(set(Mode) - KEY_OF.keys())),
     total_workers_expected=st.integers(1, 32),
     server_port=st.integers(0, 65535),
     dataset=st.sampled_from(Dataset),
@@ -25,10 +28,17 @@ ENVIRONMENTS = st.builds(
     epochs=st.integers(1, 1000),
     batch_size=st.integers(1, 65536),
     learning_rate=POSITIVE,
+    optimizer=st.sampled_from(["sgd", "adam"]),
     momentum=st.floats(0, 1, exclude_max=True),
-    compute_mode=st.sampled_from(["real", "emulated"]),
+    weight_decay=st.floats(0, 1),
+    schedule=st.sampled_from(["constant", "cosine"]),
+    warmup_epochs=st.floats(0, 10),
+    compute_mode=st.just("emulated"),
     compute_distribution=st.sampled_from(["exponential", "constant"]),
     compute_mean_ms=POSITIVE,
+    compute_stragglers=st.lists(
+        st.builds(Straggler, rank=st.integers(0, 31), slowdown=st.floats(1, 1000)), max_size=2
+    ),
     experiment_timeout_seconds=st.integers(1, 86400),
     parameter_server_address=WORDS,
     worker_rank=st.integers(0, 31),
@@ -39,7 +49,9 @@ ENVIRONMENTS = st.builds(
 @given(environment=ENVIRONMENTS)
 def test_an_environment_survives_its_variables(environment: TaskEnvironment) -> None:
     variables = environment.to_environ()
-    assert variables.keys() == {name.upper() for name in TaskEnvironment.model_fields}
+    assert variables.keys() == {
+        name.upper() for name in TaskEnvironment.model_fields if getattr(environment, name) is not None
+    }
     assert TaskEnvironment.from_environ({"PATH": "/bin", "worker_rank": "7", **variables}) == environment
 
 
@@ -92,6 +104,47 @@ def test_an_experiment_says_everything_that_its_tasks_share() -> None:
     }
 
 
+def test_what_few_experiments_say_is_in_the_environment_where_it_is_said() -> None:
+    study = parse_study(
+        {
+            "experiments": [{"mode": "ksync", "workers": 3, "aggregation": {"k": 2}}],
+            "training": {
+                "optimizer": "adam",
+                "learning_rate": 0.001,
+                "weight_decay": 0.01,
+                "schedule": "step",
+                "decay_epochs": 1.5,
+                "decay_factor": 0.5,
+                "warmup_epochs": 0.25,
+            },
+            "compute": {
+                "mode": "emulated",
+                "distribution": "pareto",
+                "tail_index": 2.5,
+                "stragglers": [{"rank": 2, "slowdown": 10}],
+            },
+        }
+    )
+    (experiment,) = plan(study, "study-1")
+    environ = shared_environment(experiment).to_environ()
+    assert (
+        environ.items()
+        >= {
+            "AGGREGATION_K": "2",
+            "OPTIMIZER": "adam",
+            "WEIGHT_DECAY": "0.01",
+            "SCHEDULE": "step",
+            "DECAY_EPOCHS": "1.5",
+            "DECAY_FACTOR": "0.5",
+            "WARMUP_EPOCHS": "0.25",
+            "COMPUTE_TAIL_INDEX": "2.5",
+            "COMPUTE_STRAGGLERS": '[{"rank": 2, "slowdown": 10.0}]',
+        }.items()
+    )
+    read = TaskEnvironment.from_environ(environ)
+    assert (read.aggregation, read.compute) == (experiment.aggregation, experiment.compute)
+
+
 def test_an_experiment_without_a_model_was_not_planned() -> None:
     (experiment, _) = plan(parse_study({}), "study-1")
     unplanned = experiment.model_copy(update={"training": parse_study({}).training})
@@ -102,7 +155,23 @@ def test_an_experiment_without_a_model_was_not_planned() -> None:
 @pytest.mark.parametrize(
     ("variables", "problems"),
     [
-        ({"SERVER_MODE": "ssp"}, ["SERVER_MODE: must be 'sync' or 'async', not 'ssp'"]),
+        ({"SERVER_MODE": "ssp"}, ["AGGREGATION_STALENESS_BOUND: missing; mode ssp needs it"]),
+        (
+            {"SERVER_MODE": "ksync", "AGGREGATION_K": "3", "TOTAL_WORKERS_EXPECTED": "2"},
+            ["AGGREGATION_K: 3 gradients cannot come from 2 workers of mode ksync"],
+        ),
+        (
+            {"SCHEDULE": "step", "COMPUTE_DISTRIBUTION": "pareto", "COMPUTE_SHIFT_MS": "3"},
+            [
+                "COMPUTE_SHIFT_MS: belongs to distribution shifted-exponential, not to pareto; leave it out",
+                "COMPUTE_TAIL_INDEX: missing; distribution pareto needs it",
+                "DECAY_EPOCHS: missing; schedule step needs it",
+            ],
+        ),
+        (
+            {"COMPUTE_STRAGGLERS": "[{"},
+            ["COMPUTE_STRAGGLERS: must be JSON, not '[{'"],
+        ),
         (
             {"TOTAL_WORKERS_EXPECTED": "0", "WORKER_RANK": "32"},
             [

@@ -7,13 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.aggregation import Mode
+from contract.compute import Compute
 from contract.plan import plan
-from contract.study import Compute, parse_study
+from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.estimates import T_975, paired_difference, paired_ratio, spread
 from lambdas.publish_report.findings import findings
-from lambdas.publish_report.laws import laws_of, longest_draw
+from lambdas.publish_report.laws import draw_of_rank, laws_of
 from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult
 from tests.unit.report_fixtures import EMULATED, study_outcome
 
@@ -152,10 +154,11 @@ def test_a_ratio_turned_round_is_its_inverse(pairs: list[tuple[float, float]]) -
 
 
 def test_the_longest_of_exponential_draws_has_the_harmonic_mean() -> None:
-    mean, deviation = longest_draw(Compute(mode="emulated", mean_ms=50), 4)
+    mean, deviation = draw_of_rank(Compute(mode="emulated", mean_ms=50), 4, 4)
     assert mean == pytest.approx(0.05 * (1 + 1 / 2 + 1 / 3 + 1 / 4))
     assert deviation == pytest.approx(0.05 * (1 + 1 / 4 + 1 / 9 + 1 / 16) ** 0.5)
-    assert longest_draw(Compute(mode="emulated", distribution="constant", mean_ms=50), 4) == (0.05, 0)
+    constant = Compute(mode="emulated", distribution="constant", mean_ms=50)
+    assert draw_of_rank(constant, 4, 2) == (0.05, 0)
 
 
 def test_simulated_training_obeys_the_laws_that_it_is_held_against() -> None:
@@ -176,6 +179,73 @@ def test_simulated_training_obeys_the_laws_that_it_is_held_against() -> None:
     assert whole_run.predicted is None
     assert whole_run.measured is not None
     assert whole_run.measured <= (staleness.measured or 0)
+
+
+def law_statements(mode: Mode, compute: dict[str, object], **told: object) -> dict[str, float | None]:
+    """What each law says of an experiment with 4 workers of a mode: statement → prediction."""
+    emulated = {"mode": "emulated", "mean_ms": 50, **compute}
+    outcome = study_outcome(modes=(mode,), workers=(4,), compute=emulated, aggregation=told, epochs=1)
+    [result] = [experiment_result(experiment) for experiment in outcome.experiments]
+    return {law.statement: law.predicted for law in laws_of(result)}
+
+
+@pytest.mark.parametrize(
+    ("mode", "compute", "told", "statement", "seconds"),
+    [
+        (Mode.BACKUP, {}, {"backup_workers": 1}, "step = mean × (H₄ − H₁)", 0.05 * (1 / 2 + 1 / 3 + 1 / 4)),
+        (Mode.KSYNC, {}, {"k": 2}, "step = mean × (H₄ − H₂)", 0.05 * (1 / 3 + 1 / 4)),
+        (Mode.KSYNC, {}, {"k": 4}, "step = mean × H₄", 0.05 * 25 / 12),
+        (Mode.KASYNC, {}, {"k": 2}, "time between updates = mean × (H₄ − H₂)", 0.05 * (1 / 3 + 1 / 4)),
+        (Mode.STALENESS_AWARE, {}, {}, "time between updates = mean ÷ N", 0.0125),
+        (
+            Mode.DC_ASGD,
+            {"distribution": "pareto", "tail_index": 3.0},
+            {"dc_lambda": 0.04},
+            "time between updates = mean ÷ N",
+            0.0125,
+        ),
+        (
+            Mode.SYNC,
+            {"distribution": "shifted-exponential", "shift_ms": 30},
+            {},
+            "step = shift + (mean − shift) × H₄",
+            0.03 + 0.02 * 25 / 12,
+        ),
+        (Mode.KSYNC, {"distribution": "constant"}, {"k": 2}, "step = mean", 0.05),
+    ],
+)
+def test_each_mode_is_held_against_its_own_law(
+    mode: Mode, compute: dict[str, object], told: dict[str, object], statement: str, seconds: float
+) -> None:
+    assert law_statements(mode, compute, **told)[statement] == pytest.approx(seconds)
+
+
+def test_where_there_is_no_short_formula_none_is_claimed() -> None:
+    pareto = {"distribution": "pareto", "tail_index": 3.0}
+    assert law_statements(Mode.SYNC, pareto) == {}
+    assert not any("time" in statement for statement in law_statements(Mode.KASYNC, pareto, k=2))
+    assert not any("time" in statement for statement in law_statements(Mode.SSP, {}, staleness_bound=2))
+    straggling: dict[str, object] = {"stragglers": [{"rank": 0, "slowdown": 10}]}
+    assert law_statements(Mode.SYNC, straggling) == {}
+
+
+def test_staleness_has_the_law_of_its_quorum() -> None:
+    assert law_statements(Mode.KASYNC, {}, k=2)["staleness while all trained = (N − K) ÷ K"] == 1
+    assert law_statements(Mode.DC_ASGD, {}, dc_lambda=1)["staleness while all trained = N − 1"] == 3
+    assert (
+        law_statements(Mode.SSP, {}, staleness_bound=2)["staleness while all trained, at most N − 1"] is None
+    )
+    assert not any(
+        "staleness" in statement for statement in law_statements(Mode.BACKUP, {}, backup_workers=1)
+    )
+
+
+def test_a_mode_that_is_not_compared_in_words_is_told_by_itself() -> None:
+    outcome = study_outcome(modes=("sync", "async", "ssp"), workers=(4,), aggregation={"staleness_bound": 1})
+    found = findings([experiment_result(experiment) for experiment in outcome.experiments])
+    [about_ssp] = [sentence for sentence in found.sentences if sentence.startswith("Ssp with 4 workers")]
+    assert about_ssp.endswith("only sync and async are compared in words.")
+    assert "Ssp" not in found.headline
 
 
 def test_real_compute_has_no_law_for_its_steps_and_one_worker_none_for_staleness() -> None:

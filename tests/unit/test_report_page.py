@@ -13,13 +13,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from contract.aggregation import Mode
 from contract.results import comparison_plot, experiment_file, scaling_plot
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.page import render
 from lambdas.publish_report.plots import SIZE, plots
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
-from lambdas.publish_report.style import DOTS_PER_INCH
+from lambdas.publish_report.style import DOTS_PER_INCH, LOOKS
 from tests.unit.report_fixtures import study_outcome
 
 HOSTILE = "</p><script>alert(1)</script><img src=https://example.com/x onerror=alert(1)>\"'&"
@@ -212,6 +213,21 @@ def test_several_seeds_and_many_epochs_are_drawn() -> None:
     drawn = plots([experiment_result(experiment) for experiment in outcome.experiments])
     assert b"range over seeds" in drawn[scaling_plot("svg")]
     assert b"range over seeds" in drawn[comparison_plot(4, "svg")]
+
+
+def test_every_mode_is_drawn_in_a_look_of_its_own() -> None:
+    told = {"backup_workers": 1, "staleness_bound": 2, "k": 2, "dc_lambda": 0.04}
+    outcome = study_outcome(modes=tuple(Mode), workers=(2, 4), aggregation=told, epochs=1)
+    drawn = plots([experiment_result(experiment) for experiment in outcome.experiments])
+    words = " ".join(ElementTree.fromstring(drawn[scaling_plot("svg")]).itertext())  # noqa: S314 - our own plot
+    assert all(mode.value in words for mode in Mode)
+    for look in (LOOKS[mode] for mode in Mode):
+        assert look.colour.encode() in drawn[scaling_plot("svg")]
+    assert (
+        len({look.colour for look in LOOKS.values()})
+        == len({look.marker for look in LOOKS.values()})
+        == len(Mode)
+    )
 
 
 def test_a_cold_start_does_not_pay_for_plotting() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from contract.errors import TrainingFailed
-from contract.study import MODELS_FOR, Dataset, ModelName
+from contract.training import MODELS_FOR, Dataset, ModelName
 from runtime.dataset import load_dataset
 from runtime.model import INPUT_SHAPES, build_model
 from runtime.parameters import FlatModel

@@ -5,23 +5,38 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from runtime.optimizer import MomentumSGD, weighted_sum
+from contract.training import OptimizerName
+from runtime.optimizer import optimizer_for, weighted_sum
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.5, 0.9])
+@pytest.mark.parametrize(
+    ("name", "momentum"), [("sgd", 0.0), ("sgd", 0.5), ("sgd", 0.9), ("adam", 0.0)], ids=str
+)
+@pytest.mark.parametrize("weight_decay", [0.0, 1e-4, 0.3])
 @pytest.mark.parametrize("learning_rate", [0.03, 1.0])
-def test_it_makes_the_updates_of_torch_bit_for_bit(learning_rate: float, momentum: float) -> None:
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_it_makes_the_updates_of_torch_bit_for_bit(
+    name: OptimizerName, momentum: float, weight_decay: float, learning_rate: float, scheduled: bool
+) -> None:
     generator = torch.Generator().manual_seed(1)
     flat = torch.randn(1000, generator=generator)
     reference = flat.clone().requires_grad_()
-    theirs = torch.optim.SGD([reference], lr=learning_rate, momentum=momentum)
-    ours = MomentumSGD(flat, learning_rate=learning_rate, momentum=momentum)
-    for _ in range(20):
+    theirs: torch.optim.Optimizer = (
+        torch.optim.SGD([reference], lr=learning_rate, momentum=momentum, weight_decay=weight_decay)
+        if name == "sgd"
+        else torch.optim.Adam([reference], lr=learning_rate, weight_decay=weight_decay)
+    )
+    ours = optimizer_for(
+        name, flat, learning_rate=learning_rate, momentum=momentum, weight_decay=weight_decay
+    )
+    for step in range(20):
+        factor = 1 / (step + 1) if scheduled else 1.0
+        theirs.param_groups[0]["lr"] = learning_rate * factor
         gradient = torch.randn(1000, generator=generator)
         before = gradient.clone()
         reference.grad = gradient.clone()
         theirs.step()
-        ours.step(gradient)
+        ours.step(gradient, factor)
         assert torch.equal(flat, reference.detach())
         assert torch.equal(gradient, before), "the gradient is the worker's and stays as it was"
 

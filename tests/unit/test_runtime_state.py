@@ -3,45 +3,52 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract.study import Dataset, Mode, ModelName
+from contract.aggregation import Aggregation, Mode
+from contract.training import Dataset, ModelName
 from runtime.codec import fill
 from runtime.dataset import Data, load_dataset
 from runtime.ending import Ending
+from runtime.exchange import Answer, News, Phase, Snapshot
 from runtime.membership import AlreadyThere, InvalidMessage, TooEarly
 from runtime.model import INPUT_SHAPES, build_model
 from runtime.optimizer import MomentumSGD
 from runtime.parameters import FlatModel
 from runtime.policy import policy_for
+from runtime.schedule import Schedule
 from runtime.sharding import Sharding
-from runtime.state import Phase, ServerState, Snapshot, TrainingEnded
+from runtime.state import ServerState, TrainingEnded
 
 PATIENCE = 10.0
 LENGTH = 4
 
 
 def new_state(
-    mode: Mode = Mode.SYNC, workers: int = 3, clock: Callable[[], float] | None = None
+    mode: Mode = Mode.SYNC,
+    workers: int = 3,
+    clock: Callable[[], float] | None = None,
+    schedule: Schedule | None = None,
+    **aggregation: Any,
 ) -> ServerState:
     parameters = torch.zeros(LENGTH)
     return ServerState(
         workers=workers,
         parameters=parameters,
         optimizer=MomentumSGD(parameters, learning_rate=1.0, momentum=0.0),
-        policy=policy_for(mode, workers),
+        policy=policy_for(mode, workers, Aggregation(**aggregation)),
+        schedule=schedule,
         **({"clock": clock} if clock else {}),
     )
 
 
-def started_state(
-    mode: Mode = Mode.SYNC, workers: int = 3, steps: int = 2, clock: Callable[[], float] | None = None
-) -> ServerState:
-    state = new_state(mode, workers, clock)
+def started_state(mode: Mode = Mode.SYNC, workers: int = 3, steps: int = 2, **settings: Any) -> ServerState:
+    state = new_state(mode, workers, **settings)
     for rank in range(workers):
         state.join(rank, LENGTH, steps)
         state.attend(rank)
@@ -49,8 +56,14 @@ def started_state(
 
 
 def push(state: ServerState, rank: int, step: int, version: int, value: float = 1.0) -> Snapshot:
-    state.receive(rank, step, version).fill_(value)
-    return state.push(rank, step, version)[0]
+    fill_slot(state, rank, step, version, value)
+    return state.push(rank, step, version).snapshot
+
+
+def fill_slot(state: ServerState, rank: int, step: int, version: int, value: float = 1.0) -> None:
+    slot = state.receive(rank, step, version)
+    assert slot is not None, "the step was pushed before"
+    slot.fill_(value)
 
 
 def values(snapshot: Snapshot) -> list[float]:
@@ -151,14 +164,14 @@ def test_a_gradient_is_held_from_its_arrival_to_the_barrier() -> None:
     now = [10.0]
     state = started_state(workers=2, clock=lambda: now[0])
     with ThreadPoolExecutor(1) as pool:
-        state.receive(0, 0, 0).fill_(1)
+        fill_slot(state, 0, 0, 0)
         first = pool.submit(state.push, 0, 0, 0)
         wait_until_held(state, 0)
         now[0] = 13.0
-        state.receive(1, 0, 0).fill_(1)
-        _, last_waited = state.push(1, 0, 0)
-        assert first.result(PATIENCE)[1] == 3.0
-    assert last_waited == 0.0
+        fill_slot(state, 1, 0, 0)
+        last = state.push(1, 0, 0)
+        assert first.result(PATIENCE).waited_seconds == 3.0
+    assert last.waited_seconds == 0.0
 
 
 def test_training_starts_when_all_workers_attend() -> None:
@@ -171,7 +184,7 @@ def test_training_starts_when_all_workers_attend() -> None:
         state.pull(1)
     state.attend(0)
     assert state.wait_started(timeout=0) == []
-    assert state.watch(0, Phase.JOINING, timeout=0) is Phase.TRAINING
+    assert state.watch(0, News(Phase.JOINING), timeout=0) == News(Phase.TRAINING)
     assert values(state.pull(0)) == [0.0] * LENGTH
 
 
@@ -204,8 +217,6 @@ def test_a_worker_that_does_not_fit_is_refused(rank: int, length: int, steps: in
 def test_pushes_that_are_not_the_next_one_are_refused_and_change_nothing() -> None:
     state = started_state(Mode.ASYNC, workers=1, steps=2)
     push(state, 0, 0, version=0)
-    with pytest.raises(AlreadyThere, match="step 0 came before; expected step 1"):
-        state.receive(0, 0, 0)
     with pytest.raises(InvalidMessage, match="step 2 of 2 steps; expected step 1"):
         state.receive(0, 2, 1)
     with pytest.raises(InvalidMessage, match="version 2 is not there yet; expected at most 1"):
@@ -216,6 +227,79 @@ def test_pushes_that_are_not_the_next_one_are_refused_and_change_nothing() -> No
     with pytest.raises(InvalidMessage, match="another push of this step is under way"):
         state.receive(0, 1, 1)
     assert state.version == 1
+
+
+def test_a_repeated_push_is_applied_once_and_answered_the_current_parameters() -> None:
+    state = started_state(Mode.ASYNC, workers=2, steps=2)
+    push(state, 0, 0, version=0, value=5.0)
+    push(state, 1, 0, version=0, value=2.0)
+    # When the answer to worker 0 was lost, and it pushes again
+    assert state.receive(0, 0, 0) is None
+    answer = state.push(0, 0, 0)
+    # Then nothing was added, and it goes on from what there is now
+    assert answer == Answer(Snapshot(2, answer.snapshot.data))
+    assert values(answer.snapshot) == [-7.0] * LENGTH
+    assert values(push(state, 0, 1, version=2)) == [-8.0] * LENGTH
+    summary = state.summary()
+    assert (summary["repeated_pushes"], summary["gradients_processed"]) == (1, 3)
+
+
+def test_a_push_repeated_at_the_barrier_waits_for_the_same_answer() -> None:
+    state = started_state(Mode.SYNC, workers=2)
+    fill_slot(state, 0, 0, 0)
+    first, again = state.submit(0, 0, 0), state.submit(0, 0, 0)
+    assert again is first
+    assert first.answer is None
+    push(state, 1, 0, version=0)
+    assert first.answer is not None
+    assert first.answer.snapshot.version == 1
+    assert state.summary()["gradients_processed"] == 2
+
+
+def test_ksync_drops_a_late_gradient_and_says_that_it_will() -> None:
+    state = started_state(Mode.KSYNC, workers=3, k=2)
+    fill_slot(state, 0, 0, 0, value=1.0)
+    first = state.submit(0, 0, 0)
+    assert values(push(state, 1, 0, version=0, value=3.0)) == [-2.0] * LENGTH
+    assert first.answer is not None
+    # Then the third worker learns that it computes in vain, the others do not
+    known = News(Phase.TRAINING)
+    assert state.watch(2, known, timeout=0) == News(Phase.TRAINING, superseded=1)
+    assert state.watch(0, known, timeout=0) == known
+    # When its gradient comes all the same, it goes on from the new version at once
+    fill_slot(state, 2, 0, 0, value=100.0)
+    late = state.push(2, 0, 0)
+    assert late.dropped
+    assert late.snapshot.version == 1
+    assert values(late.snapshot) == [-2.0] * LENGTH
+    summary = state.summary()
+    assert (summary["dropped_gradients"], summary["gradients_processed"]) == (1, 2)
+
+
+def test_dc_asgd_compensates_a_gradient_for_what_happened_since_its_pull() -> None:
+    state = started_state(Mode.DC_ASGD, workers=2, dc_lambda=0.5)
+    for rank in range(2):
+        state.pull(rank)
+    assert values(push(state, 0, 0, version=0, value=2.0)) == [-2.0] * LENGTH
+    # Worker 1 pulled zeros, which are -2 by now: 3 + 0.5·3·3·(-2 - 0) = -6
+    assert values(push(state, 1, 0, version=0, value=3.0)) == [4.0] * LENGTH
+    with pytest.raises(InvalidMessage, match=r"worker 1, step 1: was not given version 1, but \[2\]"):
+        state.receive(1, 1, 1)
+
+
+def test_a_schedule_counts_epochs_of_gradients_whoever_sent_them() -> None:
+    schedule = Schedule(epochs=2, name="step", decay_epochs=1, decay_factor=0.5)
+    # Given 2 workers with 2 steps each: an epoch is two gradients, one update in sync, two in async
+    state = started_state(Mode.ASYNC, workers=2, steps=2, schedule=schedule)
+    steps = [(0, 0), (1, 0), (0, 1), (1, 1)]
+    seen = [values(push(state, rank, step, version=0))[0] for rank, step in steps]
+    assert seen == [-1.0, -2.0, -2.5, -3.0]
+    state = started_state(Mode.SYNC, workers=2, steps=2, schedule=schedule)
+    for version in range(2):
+        fill_slot(state, 0, version, version)
+        state.submit(0, version, version)
+        push(state, 1, version, version)
+    assert values(state.pull(0)) == [-1.5] * LENGTH
 
 
 def test_finish_before_the_last_step_is_refused() -> None:
@@ -249,8 +333,8 @@ def test_a_worker_that_vanishes_ends_the_wait_of_all_others() -> None:
                 future.result(PATIENCE)
     assert state.ending is not None
     assert state.ending.lost_peer == "worker 1"
-    assert state.watch(0, Phase.TRAINING, timeout=0) is Phase.ENDED
-    assert state.watch(1, Phase.TRAINING, timeout=0) is None
+    assert state.watch(0, News(Phase.TRAINING), timeout=0) == News(Phase.ENDED)
+    assert state.watch(1, News(Phase.TRAINING), timeout=0) is None
     with pytest.raises(TrainingEnded):
         state.join(1, LENGTH, 7)
 
@@ -274,12 +358,11 @@ def test_a_worker_that_has_finished_may_leave() -> None:
 
 
 def wait_until_held(state: ServerState, rank: int) -> None:
-    """Until a worker's push is inside the state: a second one is then the wrong step."""
+    """Until a worker's push is inside the state: a second one is then a repeat."""
     for _ in range(1000):
         try:
-            state.receive(rank, 0, 0)
-        except AlreadyThere:
-            return
+            if state.receive(rank, 0, 0) is None:
+                return
         except InvalidMessage:
             time.sleep(0.01)
     raise AssertionError("the push never arrived")
@@ -306,8 +389,10 @@ def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
         fill(model.parameters, [state.pull(rank).data])
         for step, indices in enumerate(sharding.batches(rank, epoch=1)[:steps]):
             backward(model, data, indices)
-            state.receive(rank, step, step).copy_(model.gradient)
-            fill(model.parameters, [state.push(rank, step, step)[0].data])
+            slot = state.receive(rank, step, step)
+            assert slot is not None
+            slot.copy_(model.gradient)
+            fill(model.parameters, [state.push(rank, step, step).snapshot.data])
 
     with ThreadPoolExecutor(workers) as pool:
         for future in [pool.submit(work, rank) for rank in range(workers)]:

@@ -1,0 +1,91 @@
+"""Training: what every worker of a study does, as a study document says it.
+
+Pure; knows nothing of how a model is built or a data set read.
+"""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Final, Literal
+
+from pydantic import Field
+
+from contract.document import Belonging, Document, misplaced
+
+
+class Dataset(StrEnum):
+    """What is learned."""
+
+    DIGITS = "digits"
+    SYNTHETIC = "synthetic"
+    CIFAR10 = "cifar10"
+
+
+class ModelName(StrEnum):
+    """What learns it."""
+
+    DIGITS_CNN = "digits-cnn"
+    CIFAR_CNN = "cifar-cnn"
+
+
+MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
+    Dataset.DIGITS: (ModelName.DIGITS_CNN,),
+    Dataset.SYNTHETIC: (ModelName.DIGITS_CNN, ModelName.CIFAR_CNN),
+    Dataset.CIFAR10: (ModelName.CIFAR_CNN,),
+}
+"""Models that fit a dataset's images; the first is the default."""
+
+OptimizerName = Literal["sgd", "adam"]
+ScheduleName = Literal["constant", "step", "cosine"]
+
+
+class Training(Document):
+    """What every worker does; the same for all experiments of a study."""
+
+    dataset: Annotated[Dataset, Field(strict=False)] = Dataset.DIGITS
+    """What is learned."""
+    model: Annotated[ModelName, Field(strict=False)] | None = None
+    """What learns it. Default: the first model that fits the dataset."""
+    epochs: int = Field(default=5, ge=1, le=1000)
+    """How often each worker goes through its shard of the training set."""
+    batch_size: int = Field(default=16, ge=1, le=65536)
+    """Samples per worker and step."""
+    optimizer: OptimizerName = "sgd"
+    """What the parameter server makes of a gradient: SGD with momentum, or Adam."""
+    learning_rate: float = Field(default=0.04, gt=0, le=100)
+    """Step size of the optimizer, the same for every mode and number of workers. Adam has no default."""
+    momentum: float = Field(default=0.75, ge=0, lt=1)
+    """Momentum of SGD, kept by the parameter server."""
+    weight_decay: float = Field(default=0.0, ge=0, le=1)
+    """L2 penalty: this many times the parameters are added to each gradient."""
+    schedule: ScheduleName = "constant"
+    """How the learning rate falls. Step: by a factor, every so many epochs. Cosine: to zero at the end."""
+    decay_epochs: float | None = Field(default=None, gt=0, le=1000)
+    """Step schedule: epochs between two falls of the learning rate."""
+    decay_factor: float | None = Field(default=None, gt=0, lt=1)
+    """Step schedule: what the learning rate is multiplied by. Default: 0.1."""
+    warmup_epochs: float = Field(default=0.0, ge=0, le=1000)
+    """Epochs over which the learning rate rises, linearly from zero, before it falls."""
+
+
+SCHEDULE_RULES: Final = (
+    Belonging("decay_epochs", "schedule", ("step",), needed=True),
+    Belonging("decay_factor", "schedule", ("step",)),
+)
+TRAINING_RULES: Final = (*SCHEDULE_RULES, Belonging("momentum", "optimizer", ("sgd",)))
+
+
+def training_conflicts(section: object) -> list[str]:
+    """Keys of the raw section that exclude each other, or that others call for."""
+    if not isinstance(section, Mapping):
+        return []
+    problems = misplaced(section, Training, TRAINING_RULES, "training.{}".format)
+    if section.get("optimizer") == "adam" and "learning_rate" not in section:
+        problems.append(
+            "training.learning_rate: missing; the default is one of sgd, adam takes less, such as 0.001"
+        )
+    dataset, model = section.get("dataset", Dataset.DIGITS), section.get("model")
+    if dataset in list(Dataset) and model in list(ModelName):
+        fitting = MODELS_FOR[Dataset(dataset)]
+        if model not in fitting:
+            problems.append(f"training.model: {model} does not fit {dataset}; choose {', '.join(fitting)}")
+    return problems
