@@ -3,8 +3,11 @@
 Sizes and settings come with each RunTask as overrides; no task definition changes from study to study.
 """
 
+import re
+
 import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
+from aws_cdk import aws_ecr as ecr
 from aws_cdk import aws_ecr_assets as ecr_assets
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
@@ -14,6 +17,10 @@ from constructs import Construct
 from cdk import REPOSITORY, only
 
 STOP_TIMEOUT_SECONDS = 30
+
+ECR_IMAGE = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr\.(?P<region>[a-z0-9-]+)\.[a-z.]+/(?P<name>[^:@]+)[:@](?P<tag>.+)"
+)
 
 
 class Training(Construct):
@@ -51,7 +58,7 @@ class Training(Construct):
     def _runtime_image(self) -> ecs.ContainerImage:
         """Built from runtime/Dockerfile at deploy time, or one that is in a registry already (context `image`)."""
         if uri := self.node.try_get_context("image"):
-            return ecs.ContainerImage.from_registry(uri)
+            return self._image_at(uri)
         torch_index = self.node.try_get_context("torch_index")
         return ecs.ContainerImage.from_asset(
             str(REPOSITORY),
@@ -61,6 +68,25 @@ class Training(Construct):
             ignore_mode=cdk.IgnoreMode.GIT,
             platform=ecr_assets.Platform.LINUX_AMD64,
         )
+
+    def _image_at(self, uri: str) -> ecs.ContainerImage:
+        """An image in ECR, with the grant to pull it, or in a public registry."""
+        in_ecr = ECR_IMAGE.fullmatch(uri)
+        if in_ecr is None:
+            return ecs.ContainerImage.from_registry(uri)
+        repository = ecr.Repository.from_repository_attributes(
+            self,
+            "ImageRepository",
+            repository_name=in_ecr["name"],
+            repository_arn=cdk.Stack.of(self).format_arn(
+                service="ecr",
+                account=in_ecr["account"],
+                region=in_ecr["region"],
+                resource="repository",
+                resource_name=in_ecr["name"],
+            ),
+        )
+        return ecs.ContainerImage.from_ecr_repository(repository, in_ecr["tag"])
 
     def _task_definition(self, role: str) -> ecs.FargateTaskDefinition:
         definition = ecs.FargateTaskDefinition(
@@ -80,7 +106,12 @@ class Training(Construct):
             image=self._image,
             command=[role],
             essential=True,
-            logging=ecs.LogDrivers.aws_logs(stream_prefix="lockstep", log_group=self.log_group),
+            logging=ecs.LogDrivers.aws_logs(
+                stream_prefix="lockstep",
+                log_group=self.log_group,
+                # The metrics are log lines: rather hold a task up than lose one. ECS's own default drops lines.
+                mode=ecs.AwsLogDriverMode.BLOCKING,
+            ),
             stop_timeout=cdk.Duration.seconds(STOP_TIMEOUT_SECONDS),
         )
         return definition

@@ -208,10 +208,22 @@ def _conflicts(document: Mapping[str, Any]) -> list[str]:
     problems += _aggregation_conflicts(document)
     problems += training_conflicts(document.get("training"))
     problems += compute_conflicts(document.get("compute"))
+    problems += _ignored_by_real_compute(document.get("compute"))
     for key, values in (("seeds", document.get("seeds")), *_matrix_lists(document.get("matrix"))):
         if isinstance(values, list):
             problems += [f"{key}: {value!r} stands there more than once" for value in _repeated(values)]
     return problems
+
+
+def _ignored_by_real_compute(section: object) -> list[str]:
+    """Durations in a study whose steps last as long as they do."""
+    if not isinstance(section, Mapping) or section.get("mode", "real") != "real":
+        return []
+    return [
+        f"compute.{key}: belongs to mode emulated, not to real; set compute.mode or leave it out"
+        for key in ("distribution", "mean_ms")
+        if key in section
+    ]
 
 
 def _aggregation_conflicts(document: Mapping[str, Any]) -> list[str]:

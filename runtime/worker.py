@@ -8,7 +8,7 @@ from functools import partial
 
 import torch
 
-from contract.errors import LockstepError, TrainingFailed
+from contract.errors import TrainingFailed
 from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
 from contract.training import MODELS_FOR
@@ -30,15 +30,16 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     sender = Sender(
         study=environment.study_id, experiment=environment.experiment_name, rank=environment.worker_rank
     )
+    workers, rank = environment.total_workers_expected, environment.worker_rank
     _check(environment)
     try:
         data = load_dataset(environment.dataset, INPUT_SHAPES[environment.model], environment.data_directory)
-    except LockstepError as error:
-        withdraw(environment.parameter_server_address, sender, str(error))
+        model = FlatModel(build_model(environment.model, environment.seed))
+        sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
+    except Exception as error:
+        # Whatever it is: nobody else would tell the server, which waits for all workers.
+        withdraw(environment.parameter_server_address, sender, f"{type(error).__name__}: {error}")
         raise
-    model = FlatModel(build_model(environment.model, environment.seed))
-    workers, rank = environment.total_workers_expected, environment.worker_rank
-    sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
     share = share_of_tests(len(data.test), workers, rank)
     emitter.emit(
         TaskStarted,

@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
-from tests.e2e.machine import lockstep
+from contract.study import parse_study
+from runtime.compute import draw_seconds
+from tests.e2e.machine import ROOT, lockstep
 
 EXPERIMENTS = [f"{mode}_{n}worker{'s' * (n > 1)}" for n in (1, 2, 4) for mode in ("sync", "async")]
 
@@ -59,9 +61,13 @@ def test_sync_applies_one_update_for_all_gradients_of_a_step(
     assert server["gradients_processed"] == workers * server["global_steps_completed"]
 
 
-def test_sync_step_lasts_as_long_as_the_slowest_draw(experiments: dict[str, dict[str, Any]]) -> None:
-    # The draws are seeded, so no step can be shorter than they say; how much longer is the machine's speed.
-    harmonic = {1: 1.0, 2: 1.5, 4: 25 / 12}
-    for workers, expected in harmonic.items():
-        server = experiments[f"sync_{workers}worker{'s' * (workers > 1)}"]["server_metrics"]
-        assert server["mean_step_seconds"] > 0.85 * expected * 0.05
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_no_sync_step_is_shorter_than_its_slowest_draw(
+    experiments: dict[str, dict[str, Any]], workers: int
+) -> None:
+    # The draws are seeded: what the steps must last at least is known. How much longer is the machine's speed.
+    server = experiments[f"sync_{workers}worker{'s' * (workers > 1)}"]["server_metrics"]
+    steps = server["global_steps_completed"]
+    compute = parse_study(json.loads((ROOT / "examples" / "demo.json").read_text())).compute
+    slowest = [max(draw_seconds(0, rank, step, compute) for rank in range(workers)) for step in range(steps)]
+    assert server["mean_step_seconds"] >= sum(slowest) / steps

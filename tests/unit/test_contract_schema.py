@@ -78,7 +78,7 @@ VALID: list[dict[str, Any]] = [
     {"training": {"optimizer": "adam", "learning_rate": 0.001, "weight_decay": 0.0001}},
     {"training": {"schedule": "step", "decay_epochs": 2.5, "decay_factor": 0.5, "warmup_epochs": 1}},
     {"training": {"schedule": "cosine", "decay_epochs": None}},
-    {"compute": {"distribution": "shifted-exponential", "shift_ms": 20}},
+    {"compute": {"mode": "emulated", "distribution": "shifted-exponential", "shift_ms": 20}},
     {"compute": {"mode": "emulated", "distribution": "pareto", "tail_index": 1.5}},
     {"compute": {"mode": "emulated", "stragglers": [{"rank": 0, "slowdown": 10}]}},
 ]

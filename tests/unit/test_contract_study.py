@@ -228,6 +228,7 @@ def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...])
                 "compute.shift_ms: belongs to distribution shifted-exponential, not to pareto; leave it out",
                 "compute.tail_index: missing; distribution pareto needs it",
                 "compute.stragglers: belongs to mode emulated, not to real; set compute.mode or leave it out",
+                "compute.distribution: belongs to mode emulated, not to real; set compute.mode or leave it out",
             ],
         ),
         (
