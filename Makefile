@@ -33,8 +33,10 @@ generate: setup
 	$(BIN)/python -m tests.generated_code --write
 	$(BIN)/python -m contract.schema
 
+# Not results/: nothing makes those again. A cloud that is up must not lose its files while it runs.
 clean:
-	rm -rf .venv .tools .lockstep results cdk.out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	-test ! -x $(BIN)/python || ./lockstep down
+	rm -rf .venv .tools .lockstep cdk.out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.installed: requirements.txt

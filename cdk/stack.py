@@ -67,7 +67,7 @@ class LockstepStack(cdk.Stack):
             environment=self._environment(),
             timeout_seconds=60,
         )
-        table.grant(plan, "dynamodb:PutItem")
+        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal, ParamSpec
+from typing import Annotated, Any, ParamSpec
 
 import typer
 from rich.console import Console
@@ -19,14 +19,16 @@ from rich.console import Console
 from cdk import REPOSITORY
 from cli import results
 from cli import study as study_runs
-from cli.deployment import Deployment
+from cli.deployment import AWS_ERRORS, Deployment
 from cli.display import ProgressDisplay
 from cli.exit_codes import ExitCode
 from cli.study import Ended, Execution
 from contract.errors import LockstepError, Refused, StudyRefused
-from contract.results import REPORT, SUMMARY_TEXT
+from contract.results import REPORT, SUMMARY_TEXT, study_prefix
 from contract.study import Study, parse_study
-from local.cloud import STATE, Cloud, start_cloud
+from local.cloud import STATE, Cloud, Engine, owned, prune_runs, run_state, start_cloud, supervisor_log
+from local.deploy import hash_of_sources
+from local.emulator import LONGEST_EXPERIMENT_SECONDS
 
 app = typer.Typer(
     help="Parameter-server experiments: sync or async, how many workers, how fast, how accurate.",
@@ -46,9 +48,12 @@ StudyFile = Annotated[
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run on the embedded cloud of this machine.")]
 Output = Annotated[Path, typer.Option(help="Folder that results are fetched to.")]
-Engine = Annotated[
-    Literal["process", "docker"],
-    typer.Option(help="What runs the tasks: processes, or the Docker engine of this machine."),
+EngineChoice = Annotated[
+    Engine | None,
+    typer.Option(
+        help="What runs the tasks: processes, or the Docker engine of this machine.",
+        show_default="process, or that of the cloud that is up",
+    ),
 ]
 Profile = Annotated[str | None, typer.Option(help="AWS profile.")]
 Region = Annotated[str | None, typer.Option(help="AWS region.")]
@@ -70,18 +75,22 @@ def verb(function: Callable[P, None]) -> Callable[P, None]:
         except LockstepError as error:
             _say(str(error))
             raise typer.Exit(ExitCode.REFUSED if isinstance(error, Refused) else ExitCode.FAILED) from error
+        except AWS_ERRORS as error:
+            _say(_one_line(error))
+            raise typer.Exit(ExitCode.FAILED) from error
 
     return app.command()(translated)
 
 
 @verb
-def up(engine: Engine = "process") -> None:
+def up(engine: EngineChoice = None) -> None:
     """Start the embedded cloud, deploy the stack, and say how to use it."""
-    cloud = start_cloud(UP, engine=engine, tied=False, progress=_say)
+    cloud = start_cloud(UP, engine=engine or "process", tied=False, progress=_say)
     machine = cloud.outputs["StateMachineArn"]
     typer.echo(f"endpoint       {cloud.endpoint}")
     typer.echo(f"state machine  {machine}")
     typer.echo(f"results        s3://{cloud.outputs['BucketName']}/studies/")
+    typer.echo(f"log            {supervisor_log(UP)}")
     typer.echo("\nStart a study with the AWS CLI:\n")
     typer.echo("  export AWS_ACCESS_KEY_ID=test AWS_SECRET_ACCESS_KEY=test AWS_DEFAULT_REGION=us-east-1")
     typer.echo(f"  aws --endpoint-url {cloud.endpoint} stepfunctions start-execution \\")
@@ -94,7 +103,8 @@ def down() -> None:
     """Stop the embedded cloud that `up` started, and everything in it."""
     cloud = Cloud.load(UP)
     if cloud is None:
-        _say("no embedded cloud is up")
+        with owned(UP):  # raises where one is starting
+            _say("no embedded cloud is up")
         return
     cloud.stop()
     _say("the embedded cloud is down")
@@ -105,13 +115,16 @@ def run(  # noqa: PLR0917 - typer reads options from the signature
     study: StudyFile = None,
     local: Local = False,
     output: Output = Path("results"),
-    engine: Engine = "process",
+    engine: EngineChoice = None,
     profile: Profile = None,
     region: Region = None,
     stack_name: StackName = "Lockstep",
 ) -> None:
     """Run a study and fetch its report."""
     document, parsed = _read(study)
+    if local:
+        document = study_runs.limited(document, parsed, LONGEST_EXPERIMENT_SECONDS)
+    results.prepare(output)
     if local:
         with _embedded(engine) as cloud:
             _run(Deployment.embedded(cloud), document, parsed, output)
@@ -120,7 +133,7 @@ def run(  # noqa: PLR0917 - typer reads options from the signature
 
 
 @verb
-def demo(output: Output = Path("results"), engine: Engine = "process") -> None:
+def demo(output: Output = Path("results"), engine: EngineChoice = None) -> None:
     """Sync against async with 1, 2 and 4 workers, on the embedded cloud of this machine."""
     run(study=DEMO, local=True, output=output, engine=engine)
 
@@ -139,12 +152,14 @@ def _read(file: Path | None) -> tuple[dict[str, Any], Study]:
 
 
 @contextmanager
-def _embedded(engine: Literal["process", "docker"]) -> Iterator[Cloud]:
-    """The cloud that is up, or one for this run alone."""
+def _embedded(engine: Engine | None) -> Iterator[Cloud]:
+    """The cloud that is up, or one for this run alone. Raises OtherCloudUp where the first does not fit."""
+    prune_runs()
     if cloud := Cloud.load(UP):
+        cloud.require(engine, hash_of_sources())
         yield cloud
         return
-    own = start_cloud(STATE / f"run-{os.getpid()}", engine=engine, tied=True, progress=_say)
+    own = start_cloud(run_state(os.getpid()), engine=engine or "process", tied=True, progress=_say)
     try:
         yield own
     finally:
@@ -153,22 +168,37 @@ def _embedded(engine: Literal["process", "docker"]) -> Iterator[Cloud]:
 
 def _run(deployment: Deployment, document: dict[str, Any], study: Study, output: Path) -> None:
     execution = study_runs.start(deployment, document, study)
-    _say(f"study {execution.study_id} on the {deployment.hint}")
     try:
+        _say(f"study {execution.study_id} on the {deployment.hint}")
         ended = _watch(deployment, execution)
     except (KeyboardInterrupt, SystemExit):
         _stop(deployment, execution)
         raise
+    except Exception:
+        _say(study_runs.left_running(deployment, execution))
+        raise
     if ended.error == "StudyRefused":
         _say(ended.cause)
         raise typer.Exit(ExitCode.REFUSED)
-    folder = results.fetch(deployment, execution.study_id, output)
+    folder = _fetch(deployment, execution, ended, output)
     if folder:
         typer.echo((folder / SUMMARY_TEXT).read_text())
         typer.echo(f"report: {folder / REPORT}")
     if ended.status != "SUCCEEDED":
         progress.print(f"the study {ended.status.lower()}: {ended.cause}", markup=False, soft_wrap=True)
         raise typer.Exit(ExitCode.STUDY_FAILED)
+
+
+def _fetch(deployment: Deployment, execution: Execution, ended: Ended, output: Path) -> Path | None:
+    """The folder with the results, or None where there are none. Raises NotFetched."""
+    try:
+        return results.fetch(deployment, execution.study_id, output)
+    except (*AWS_ERRORS, OSError) as error:
+        place = f"s3://{deployment.bucket_name}/{study_prefix(execution.study_id)}"
+        raise results.NotFetched(
+            f"the study {execution.arn} has {ended.status.lower()}, but its results were not fetched from"
+            f" {place}: {_one_line(error)}"
+        ) from error
 
 
 def _watch(deployment: Deployment, execution: Execution) -> Ended:
@@ -187,8 +217,16 @@ def _stop(deployment: Deployment, execution: Execution) -> None:
         left = study_runs.stop(deployment, execution, _say)
     except KeyboardInterrupt:
         left = -1
+    except AWS_ERRORS as error:
+        _say(f"it may not have been stopped: {_one_line(error)}")
+        _say(study_runs.left_running(deployment, execution))
+        return
     if left:
         _say(f"tasks of {execution.study_id} may still be running on the {deployment.hint}")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _say(text: str) -> None:

@@ -4,10 +4,11 @@ Used by the command's verbs. Everything else of the command looks the same on bo
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import boto3
+from boto3.exceptions import Boto3Error
 from botocore.exceptions import BotoCoreError, ClientError
 
 from contract.errors import LockstepError
@@ -15,6 +16,9 @@ from lambdas.table import ExperimentTable
 from lambdas.tasks import TaskList
 from local.cloud import Cloud
 from local.emulator import client_environment
+
+AWS_ERRORS = (BotoCoreError, ClientError, Boto3Error)
+"""What calls to AWS raise, whatever the reason."""
 
 
 class NoDeployment(LockstepError):
@@ -32,6 +36,10 @@ class Deployment:
     cluster_arn: str
     hint: str
     """Where it is, in words."""
+    endpoint: str = ""
+    """Of an embedded cloud."""
+    ends_with_command: bool = False
+    """It is an embedded cloud that this process has started, and takes its studies along."""
 
     @classmethod
     def on_aws(cls, stack_name: str, profile: str | None, region: str | None) -> Self:
@@ -39,7 +47,7 @@ class Deployment:
         try:
             session = boto3.Session(profile_name=profile, region_name=region)
             stacks = session.client("cloudformation").describe_stacks(StackName=stack_name)["Stacks"]
-        except (BotoCoreError, ClientError) as error:
+        except AWS_ERRORS as error:
             raise NoDeployment(
                 f"no stack '{stack_name}' to be found on AWS: {error}\n"
                 "Deploy it with: cdk deploy; or run on this machine with: --local"
@@ -51,8 +59,10 @@ class Deployment:
     def embedded(cls, cloud: Cloud) -> Self:
         """The stack in an embedded cloud. Points this process's AWS clients to it."""
         os.environ.update(client_environment(cloud.endpoint))
+        os.environ["AWS_MAX_ATTEMPTS"] = "2"  # what does not answer on loopback is gone
         os.environ.pop("AWS_PROFILE", None)
-        return cls._from_outputs(boto3.Session(), cloud.outputs, f"embedded cloud at {cloud.endpoint}")
+        deployment = cls._from_outputs(boto3.Session(), cloud.outputs, f"embedded cloud at {cloud.endpoint}")
+        return replace(deployment, endpoint=cloud.endpoint, ends_with_command=cloud.supervisor is not None)
 
     @classmethod
     def _from_outputs(cls, session: boto3.Session, outputs: dict[str, str], hint: str) -> Self:

@@ -3,12 +3,34 @@
 Used by the verbs `run` and `demo`.
 """
 
+import tempfile
 from pathlib import Path
 
 from cli.deployment import Deployment
+from contract.errors import LockstepError
 from contract.results import study_prefix
 
 LATEST = "latest"
+
+
+class NotWritable(LockstepError):
+    """The folder for results is none that this user can write to."""
+
+
+class NotFetched(LockstepError):
+    """The study has ended; its results are where they were."""
+
+
+def prepare(output: Path) -> None:
+    """Make the folder that results will be fetched to. Raises NotWritable."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise NotWritable(
+            f"results cannot be written to {output}: {error.strerror}; name another folder with --output"
+        ) from error
 
 
 def fetch(deployment: Deployment, study_id: str, output: Path) -> Path | None:

@@ -5,21 +5,28 @@ Used by the verbs `run` and `demo`; prints nothing.
 
 import json
 import secrets
+import shlex
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
-from cli.deployment import Deployment
+from cli.deployment import AWS_ERRORS, Deployment
+from contract.errors import StudyRefused
 from contract.metrics import MetricRecord, ServerInterval, WorkerEpoch
 from contract.plan import study_of_group
 from contract.study import Study
-from contract.table import Status
-from lambdas.table import ExperimentRow
+from contract.table import TERMINAL, Status
+from lambdas.table import ExperimentRow, ExperimentTable
 
 STOP_SECONDS = 60
 """How long the tasks of a stopped study may take to end."""
+
+PAUSES_SECONDS = (1.0, 2.0, 4.0)
+"""Before looking again when looking has failed; each time, the AWS client has tried several times itself."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,18 +71,76 @@ def start(deployment: Deployment, document: dict[str, Any], study: Study) -> Exe
     return Execution(started["executionArn"], name)
 
 
+def limited(document: dict[str, Any], study: Study, seconds: int) -> dict[str, Any]:
+    """The document for a deployment where no experiment may take longer than `seconds`.
+
+    A study that says nothing of it is given that limit. Raises StudyRefused where it asks for more.
+    """
+    if "experiment_timeout_seconds" not in study.model_fields_set:
+        return {**document, "experiment_timeout_seconds": seconds}
+    if study.experiment_timeout_seconds > seconds:
+        problem = (
+            f"experiment_timeout_seconds: {study.experiment_timeout_seconds}; the embedded cloud gives up waiting"
+            f" for tasks after ten minutes, so give at most {seconds} there, or run the study on AWS"
+        )
+        raise StudyRefused([problem])
+    return document
+
+
 def watch(
     deployment: Deployment, execution: Execution, interval_seconds: float
 ) -> Iterator[list[ExperimentProgress] | Ended]:
-    """Yield the progress of all experiments every interval; the last thing yielded is an Ended."""
+    """Yield the progress of all experiments every interval; the last thing yielded is an Ended.
+
+    Raises one of AWS_ERRORS when looking has failed several times in a row.
+    """
     client = deployment.session.client("stepfunctions")
-    while True:
+    table = deployment.table()
+    ended: dict[str, ExperimentProgress] = {}  # whose rows change no more: they are read once
+
+    def look() -> tuple[list[ExperimentProgress], Ended | None]:
         described = client.describe_execution(executionArn=execution.arn)
-        yield [_progress(deployment, row) for row in deployment.table().experiments(execution.study_id)]
-        if described["status"] != "RUNNING":
-            yield Ended(described["status"], described.get("error", ""), described.get("cause", ""))
+        experiments = []
+        for row in table.experiments(execution.study_id):
+            name = row.experiment.name
+            experiments.append(ended.get(name) or _progress(table, row))
+            if row.status in TERMINAL:
+                ended[name] = experiments[-1]
+        if described["status"] == "RUNNING":
+            return experiments, None
+        return experiments, Ended(described["status"], described.get("error", ""), described.get("cause", ""))
+
+    while True:
+        seen, end = patiently(look)
+        yield seen
+        if end:
+            yield end
             return
         time.sleep(interval_seconds)
+
+
+def patiently(call: Callable[[], T], pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> T:
+    """What a call returns, which may fail with AWS_ERRORS as many times in a row as there are pauses."""
+    for pause in pauses_seconds:
+        try:
+            return call()
+        except AWS_ERRORS:
+            time.sleep(pause)
+    return call()
+
+
+def left_running(deployment: Deployment, execution: Execution) -> str:
+    """What to tell a user whose command ends before the study does."""
+    if deployment.ends_with_command:
+        return f"the {deployment.hint} ends, and with it the study that was running: {execution.arn}"
+    command = ["aws", "stepfunctions", "stop-execution", "--execution-arn", execution.arn]
+    if deployment.endpoint:
+        command[1:1] = ["--endpoint-url", deployment.endpoint]
+    elif region := deployment.session.region_name:
+        command[1:1] = ["--region", region]
+    if (profile := deployment.session.profile_name) != "default" and not deployment.endpoint:
+        command[1:1] = ["--profile", profile]
+    return f"the study goes on running: {execution.arn}\nstop it with: {shlex.join(command)}"
 
 
 def stop(deployment: Deployment, execution: Execution, progress: Callable[[str], None]) -> int:
@@ -93,23 +158,22 @@ def stop(deployment: Deployment, execution: Execution, progress: Callable[[str],
         time.sleep(1)
 
 
-def _progress(deployment: Deployment, row: ExperimentRow) -> ExperimentProgress:
+def _progress(table: ExperimentTable, row: ExperimentRow) -> ExperimentProgress:
     experiment = row.experiment
     records: list[MetricRecord] = []
     if row.status is not Status.PLANNED:
-        table = deployment.table()
         for role in ("server", "worker"):
-            records += table.records(experiment.study_id, experiment.name, emitter=(role, 0))
-    epochs = [record for record in records if isinstance(record, WorkerEpoch)]
-    intervals = [record for record in records if isinstance(record, ServerInterval)]
-    last = max(epochs, key=lambda epoch: epoch.epoch, default=None)
+            # Behind the last epoch or interval come a summary and, of a task that failed, its reason.
+            records += table.newest(experiment.study_id, experiment.name, emitter=(role, 0), limit=3)
+    last = next((record for record in records if isinstance(record, WorkerEpoch)), None)
+    interval = next((record for record in records if isinstance(record, ServerInterval)), None)
     return ExperimentProgress(
         name=experiment.name,
         status=row.status,
         workers=experiment.workers,
         epochs_done=last.epoch if last else 0,
         epochs=experiment.training.epochs,
-        updates_per_second=intervals[-1].updates_per_second if intervals else None,
+        updates_per_second=interval.updates_per_second if interval else None,
         accuracy_percent=100 * last.test_correct / last.test_samples if last and last.test_samples else None,
         cause=row.cause,
     )

@@ -155,13 +155,17 @@ class ServerSummary(Record):
     """Pushes of a step that had been pushed before: answered, not applied."""
     updates_per_second: Rate
     mean_step_seconds: Seconds
-    """Mean time between updates; in sync mode the duration of a step."""
+    """Mean time between updates over the whole run; in sync mode the duration of a step."""
     average_gradient_staleness: Staleness
     """Over the whole run."""
     average_gradient_staleness_all_training: Staleness | None
     """Over the gradients that came while all workers were training, each with a push behind it and another
     ahead; null where there were none."""
     gradients_all_training: Count
+    updates_all_training: Count | None = None
+    """Updates while all workers were training; null in records from before they were counted."""
+    all_training_seconds: Seconds | None = None
+    """What those updates took: from when every worker had pushed once until one pushed its last."""
     staleness_histogram: dict[Count, Count]
     """Staleness → number of gradients."""
     apply_seconds: Seconds
@@ -174,7 +178,7 @@ class TaskFailed(Record):
     kind: Literal["task_failed"] = "task_failed"
     reason: str = Field(min_length=1, max_length=4000)
     lost_peer: str = ""
-    """The peer whose loss ended it ("server", "worker 2"), where that was the reason."""
+    """The peer whose loss or decision ended it ("server", "worker 2"), where that was the reason."""
 
 
 MetricRecord = Annotated[

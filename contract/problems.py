@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 _BRIEF = reprlib.Repr()
@@ -66,12 +67,17 @@ def _known_keys(model: type[BaseModel], location: Sequence[int | str]) -> list[s
     for part in location:
         if isinstance(part, int):
             continue
-        field = current.model_fields.get(part)
+        field = _fields_by_key(current).get(part)
         nested = _model_in(field.annotation) if field else None
         if nested is None:
             return []
         current = nested
-    return list(current.model_fields)
+    return list(_fields_by_key(current))
+
+
+def _fields_by_key(model: type[BaseModel]) -> dict[str, FieldInfo]:
+    """The fields by what they are called in a document, which an alias may set apart from their name here."""
+    return {field.alias or name: field for name, field in model.model_fields.items()}
 
 
 def _model_in(annotation: object) -> type[BaseModel] | None:

@@ -1,7 +1,7 @@
 """Keys of the one DynamoDB table: every row's place follows from what it is about.
 
     pk                             sk                               row
-    STUDY#<study>                  STUDY                            the study: document, status, report
+    STUDY#<study>                  STUDY                            the study: document, status, execution
     STUDY#<study>                  EXPERIMENT#<name>                an experiment: plan, status, cause
     STUDY#<study>                  RENDEZVOUS#<name>                the task token that the server answers
     EXPERIMENT#<study>/<name>      METRIC#<role>#<rank>#<seq>       one METRICS_JSON record
@@ -17,7 +17,7 @@ from contract.metrics import MetricRecord
 PARTITION_KEY: Final = "pk"
 SORT_KEY: Final = "sk"
 EXPIRY: Final = "expires_at"
-"""Time to live attribute, seconds since the epoch."""
+"""Time to live attribute of every row, seconds since the epoch."""
 
 STUDY_SORT: Final = "STUDY"
 EXPERIMENT_PREFIX: Final = "EXPERIMENT#"

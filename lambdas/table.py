@@ -8,13 +8,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import boto3
 from boto3.dynamodb.conditions import Key
 from botocore.exceptions import ClientError
 
 from contract import table as keys
+from contract.errors import StudyRefused
 from contract.metrics import MetricRecord, from_mapping, to_mapping
 from contract.plan import Experiment
 from contract.table import PARTITION_KEY, SORT_KEY, Status
@@ -30,6 +31,14 @@ SMALLEST = Decimal("1e-100")
 """Magnitudes below are stored as zero: DynamoDB holds none below 1e-130."""
 
 
+class Execution(NamedTuple):
+    """Whose study it is. A name, and with it the ARN, is free again 90 days after an execution has ended."""
+
+    arn: str
+    started_at: str
+    """As Step Functions tells it; sets executions of one name apart."""
+
+
 @dataclass(frozen=True)
 class StudyRow:
     """A study as stored."""
@@ -38,6 +47,8 @@ class StudyRow:
     document: dict[str, Any]
     status: Status
     created_at: str
+    execution: Execution
+    """With empty fields in rows of before they were written down."""
     ended_at: str = ""
 
 
@@ -72,14 +83,23 @@ class ExperimentTable:
         """The table of that name in the account of `session` (default: the one that all calls share)."""
         return cls((session or boto3).resource("dynamodb").Table(table_name))
 
-    def put_plan(self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment]) -> None:
-        """Write a study and its PLANNED experiments; rows that are there already stay as they are."""
+    def put_plan(
+        self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment], execution: Execution
+    ) -> None:
+        """Write a study and its PLANNED experiments; rows that are there already stay as they are.
+
+        Raises StudyRefused where another execution has planned a study of that name: nothing was written.
+        """
+        expires_at = _expiry()
         study: dict[str, Any] = {
             PARTITION_KEY: keys.study_partition(study_id),
             SORT_KEY: keys.STUDY_SORT,
             "document": json.dumps(document),
             "status": Status.RUNNING,
             "created_at": now(),
+            "execution_arn": execution.arn,
+            "execution_started_at": execution.started_at,
+            keys.EXPIRY: expires_at,
         }
         experiments: list[dict[str, Any]] = [
             {
@@ -88,18 +108,18 @@ class ExperimentTable:
                 "experiment": experiment.model_dump_json(),
                 "position": position,
                 "status": Status.PLANNED,
+                keys.EXPIRY: expires_at,
             }
             for position, experiment in enumerate(plan)
         ]
-        for row in (study, *experiments):
+        if not self._put_if_absent(study):
+            self._check_planned_by(execution, study_id)
+        for row in experiments:
             self._put_if_absent(row)
 
     def study(self, study_id: str) -> StudyRow | None:
         """The study's own row, or None where there is none."""
-        row = self._table.get_item(
-            Key={PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT},
-            ConsistentRead=True,
-        ).get("Item")
+        row = self._table.get_item(Key=_study_key(study_id), ConsistentRead=True).get("Item")
         if row is None:
             return None
         return StudyRow(
@@ -107,6 +127,9 @@ class ExperimentTable:
             document=json.loads(str(row["document"])),
             status=Status(str(row["status"])),
             created_at=str(row["created_at"]),
+            execution=Execution(
+                arn=str(row.get("execution_arn", "")), started_at=str(row.get("execution_started_at", ""))
+            ),
             ended_at=str(row.get("ended_at", "")),
         )
 
@@ -156,7 +179,7 @@ class ExperimentTable:
     def end_study(self, study_id: str, status: Status) -> None:
         """Write how a study ended, unless it is written already."""
         self._update_unless(
-            {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT},
+            _study_key(study_id),
             forbidden=keys.TERMINAL,
             status=status,
             ended_at=now(),
@@ -164,7 +187,7 @@ class ExperimentTable:
 
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
-        expires_at = int((datetime.now(UTC) + RETENTION).timestamp())
+        expires_at = _expiry()
         unique = {tuple(keys.metric_key(record).values()): record for record in records}
         with self._table.batch_writer() as batch:
             for record in unique.values():
@@ -180,12 +203,39 @@ class ExperimentTable:
         rows = self._query(keys.metrics_partition(study_id, experiment), prefix)
         return [from_mapping(_record_fields(row)) for row in rows]
 
-    def _put_if_absent(self, row: dict[str, Any]) -> None:
+    def _check_planned_by(self, execution: Execution, study_id: str) -> None:
+        study = self.study(study_id)
+        if study is not None and study.execution != execution:
+            began = study.execution.started_at or study.created_at
+            raise StudyRefused(
+                [
+                    f"study id {study_id}: taken by an execution that started at {began};"
+                    " start this one under another name"
+                ]
+            )
+
+    def newest(
+        self, study_id: str, experiment: str, *, emitter: tuple[str, int], limit: int
+    ) -> list[MetricRecord]:
+        """The last records of one (role, rank), the newest first; at most `limit`, and no more is read."""
+        partition = Key(PARTITION_KEY).eq(keys.metrics_partition(study_id, experiment))
+        page = self._table.query(
+            KeyConditionExpression=partition & Key(SORT_KEY).begins_with(keys.emitter_prefix(*emitter)),
+            ConsistentRead=True,
+            ScanIndexForward=False,
+            Limit=limit,
+        )
+        return [from_mapping(_record_fields(row)) for row in page["Items"]]
+
+    def _put_if_absent(self, row: dict[str, Any]) -> bool:
+        """Write a row unless there is one of its key; returns whether it was written."""
         try:
             self._table.put_item(Item=row, ConditionExpression=f"attribute_not_exists({PARTITION_KEY})")
         except ClientError as error:
             if not _is_failed_condition(error):
                 raise
+            return False
+        return True
 
     def _update_unless(
         self, key: dict[str, str], *, forbidden: Iterable[Status], **attributes: object
@@ -223,6 +273,14 @@ class ExperimentTable:
                 ExclusiveStartKey=page["LastEvaluatedKey"],
             )
             yield from page["Items"]
+
+
+def _expiry() -> int:
+    return int((datetime.now(UTC) + RETENTION).timestamp())
+
+
+def _study_key(study_id: str) -> dict[str, str]:
+    return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT}
 
 
 def _experiment_key(study_id: str, name: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
 import boto3
+from botocore.exceptions import ClientError
 
 from lambdas.verdict import TaskOutcome
 
@@ -47,15 +48,25 @@ class TaskList:
         return list(self._described("RUNNING"))
 
     def stop(self, tasks: Iterable[Task], reason: str) -> None:
-        """Ask ECS to stop tasks; one that has ended meanwhile is no error."""
+        """Ask ECS to stop tasks; one that has ended meanwhile is no error.
+
+        Raises ExceptionGroup of what ECS refused, once every task was asked for.
+        """
+        refused: list[ClientError] = []
         for task in tasks:
-            self._ecs.stop_task(cluster=self._cluster, task=task.arn, reason=reason)
+            try:
+                self._ecs.stop_task(cluster=self._cluster, task=task.arn, reason=reason)
+            except ClientError as error:
+                if not _is_forgotten(error):
+                    refused.append(error)
+        if refused:
+            raise ExceptionGroup(f"{len(refused)} tasks could not be stopped", refused)
 
     def end_group(self, group: str, reason: str) -> list[TaskOutcome]:
         """Stop what still runs of a group, wait until all of it has ended, and tell how each task ended.
 
-        Raises botocore's WaiterError when a task has not ended after two minutes. ECS forgets ended tasks
-        after an hour or more.
+        Raises as `stop`, and botocore's WaiterError when a task has not ended after two minutes. ECS
+        forgets ended tasks after an hour or more.
         """
         self.stop((task for task in self.running() if task.group == group), reason)
         ending = [task.arn for task in self._described("STOPPED") if task.group == group and not task.ended]
@@ -72,6 +83,12 @@ class TaskList:
         for some in _chunks([arn for page in pages for arn in page["taskArns"]]):
             for description in self._ecs.describe_tasks(cluster=self._cluster, tasks=some)["tasks"]:
                 yield _task(description)
+
+
+def _is_forgotten(error: ClientError) -> bool:
+    """ECS knows the task no more: it ended some time ago. The code alone stands for other mistakes too."""
+    said = error.response["Error"]
+    return said["Code"] == "InvalidParameterException" and "task was not found" in said["Message"]
 
 
 def _chunks(arns: list[str]) -> Iterator[list[str]]:

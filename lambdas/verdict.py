@@ -14,8 +14,14 @@ from contract.metrics import MetricRecord, TaskFailed
 from contract.plan import Experiment
 from contract.table import Status
 
-_Said = Mapping[tuple[str, int], TaskFailed]
-"""(role, rank) → the last word of a task that gave up."""
+SUMMARIES = frozenset({"server_summary", "worker_summary"})
+"""Kinds of records that a task ends with that did all it had to do."""
+
+Emitter = tuple[str, int]
+"""(role, rank) of a task."""
+
+_Said = Mapping[Emitter, TaskFailed]
+"""The last words of the tasks that gave up."""
 
 
 class TaskOutcome(BaseModel):
@@ -40,7 +46,7 @@ class TaskOutcome(BaseModel):
     @property
     def label(self) -> str:
         """How the report calls it: "server", "worker 2"."""
-        return "server" if self.role == "server" else f"worker {self.rank}"
+        return names_of([(self.role, self.rank)])
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class _Guilt(IntEnum):
     GAVE_UP = 1
     """Ended by itself, for a reason of its own."""
     LOST_PEER = 2
-    """Ended because another one was gone."""
+    """Ended because another one was gone or had given up."""
     STOPPED = 3
     """Stopped by the controller."""
 
@@ -72,8 +78,10 @@ def judge(
 ) -> Verdict:
     """COMPLETED where every planned task ended with exit code 0, else FAILED with the root cause first.
 
-    `error` is what the state machine caught, if anything; it tells of tasks that ECS never accepted.
+    `error` is what the state machine caught, if anything; it tells of tasks that ECS never accepted. ECS forgets
+    an ended task after an hour: one without an outcome ended well where its summary is among the records.
     """
+    records = list(records)
     said: _Said = {(r.role, r.rank): r for r in records if isinstance(r, TaskFailed)}
     failed = sorted(
         (outcome for outcome in outcomes if not outcome.succeeded),
@@ -87,32 +95,48 @@ def judge(
         return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
     if failed:
         return Verdict(Status.FAILED, f"{failed[0].label} was stopped: {failed[0].stopped_reason}")
-    if len(outcomes) != experiment.task_count:
-        started = ", ".join(sorted(outcome.label for outcome in outcomes)) or "none"
+    started = {(o.role, o.rank) for o in outcomes} | {
+        (r.role, r.rank) for r in records if r.kind in SUMMARIES
+    }
+    there = emitters_of(experiment) & started
+    if len(there) != experiment.task_count:
         return Verdict(
             Status.FAILED,
-            f"{len(outcomes)} of {experiment.task_count} tasks were started ({started})",
+            f"{len(there)} of {experiment.task_count} tasks were started ({names_of(there) or 'none'})",
         )
     return Verdict(Status.COMPLETED)
+
+
+def emitters_of(experiment: Experiment) -> set[Emitter]:
+    """The tasks that an experiment consists of."""
+    return {("server", 0), *(("worker", rank) for rank in range(experiment.workers))}
+
+
+def names_of(emitters: Iterable[Emitter]) -> str:
+    """What the report calls them: "server, worker 0, worker 2"."""
+    return ", ".join("server" if role == "server" else f"worker {rank}" for role, rank in sorted(emitters))
 
 
 def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
     if outcome.stop_code == "UserInitiated":
         return _Guilt.STOPPED
+    # Before its own last word: told to stop, a task can only say that it was.
+    if _was_taken_away(outcome):
+        return _Guilt.STRUCK
     if record := said.get((outcome.role, outcome.rank)):
         return _Guilt.LOST_PEER if record.lost_peer else _Guilt.GAVE_UP
-    if outcome.exit_code is None or outcome.exit_code > 128 or _was_taken_away(outcome):
+    if outcome.exit_code is None or outcome.exit_code > 128:
         return _Guilt.STRUCK
     return _Guilt.GAVE_UP
 
 
 def _reason(outcome: TaskOutcome, said: _Said) -> str:
+    if _was_taken_away(outcome):
+        return f"was taken away ({outcome.stop_code}): {outcome.stopped_reason or 'ECS gives no reason'}"
     if record := said.get((outcome.role, outcome.rank)):
         return f"failed: {record.reason}"
     if outcome.exit_code is None:
         return f"never ran: {outcome.stopped_reason or outcome.stop_code or 'ECS gives no reason'}"
-    if _was_taken_away(outcome):
-        return f"was taken away ({outcome.stop_code}): {outcome.stopped_reason or 'ECS gives no reason'}"
     if outcome.exit_code > 128:
         return f"was killed (exit code {outcome.exit_code}: {_signal_name(outcome.exit_code - 128)})"
     return f"exited with code {outcome.exit_code}; its log stream may say why"
@@ -120,7 +144,7 @@ def _reason(outcome: TaskOutcome, said: _Said) -> str:
 
 def _was_taken_away(outcome: TaskOutcome) -> bool:
     """AWS itself ended it, for example to have Spot capacity back; then the exit code says little."""
-    return outcome.stop_code not in {"", "EssentialContainerExited", "UserInitiated"}
+    return outcome.stop_code not in {"", "EssentialContainerExited", "UserInitiated", "TaskFailedToStart"}
 
 
 def _signal_name(number: int) -> str:

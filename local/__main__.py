@@ -6,7 +6,6 @@ part dies.
 
 import argparse
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,8 +17,8 @@ from typing import NoReturn
 import boto3
 
 from contract.errors import LockstepError
-from local.cloud import STATE, STEP, Cloud
-from local.deploy import STACK, deploy, synthesize
+from local.cloud import STATE, STEP, Cloud, Engine, remove_files
+from local.deploy import STACK, deploy, hash_of_sources, synthesize
 from local.emulator import client_environment, start_emulator
 from local.engines import start_engine
 from local.images import task_images
@@ -44,28 +43,35 @@ def main() -> int:
                 time.sleep(0.5)
             _say("a part of the embedded cloud has died; ending the others")
     except _Stopped:
-        shutil.rmtree(arguments.state, ignore_errors=True)  # logs are kept only where something went wrong
+        remove_files(arguments.state)  # logs are kept only where something went wrong
         return 0
     except LockstepError as error:
         _say(str(error))
     return 1
 
 
-def _start(state: Path, engine: str, parts: ExitStack) -> list[subprocess.Popen[bytes]]:
+def _start(state: Path, engine: Engine, parts: ExitStack) -> list[subprocess.Popen[bytes]]:
+    sources = hash_of_sources()  # before anything is read from them
     _say("starting the task engine")
     task_engine = start_engine(engine, state)
     parts.callback(task_engine.stop)
-    assembly_cache = STATE / "synth"
-    assembly = synthesize(assembly_cache, _say)  # while the engine warms up
+    assembly = synthesize(STATE / "synth", _say)  # while the engine warms up
     task_engine.await_ready()
     _say("starting the AWS emulator")
     emulator = start_emulator(state, docker_host=task_engine.docker_host, host_name=task_engine.host_name)
     parts.callback(emulator.stop)
     os.environ.update(client_environment(emulator.endpoint))
     session = boto3.Session()
-    outputs = deploy(session, assembly_cache, _say)
+    outputs = deploy(session, assembly, _say)
     task_engine.provide_images(task_images(session), assembly / f"{STACK}.assets.json", _say)
-    Cloud(pid=os.getpid(), endpoint=emulator.endpoint, outputs=outputs, state=str(state)).save()
+    Cloud(
+        pid=os.getpid(),
+        endpoint=emulator.endpoint,
+        outputs=outputs,
+        state=str(state),
+        engine=engine,
+        sources=sources,
+    ).save()
     return [emulator.process, *task_engine.processes]
 
 

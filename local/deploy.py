@@ -30,15 +30,15 @@ STACK = "Lockstep"
 ASSET_BUCKET = f"cdk-hnb659fds-assets-{ACCOUNT}-{REGION}"
 BOOTSTRAP_PARAMETER = "/cdk-bootstrap/hnb659fds/version"
 SOURCES = ("app.py", "cdk.json", "requirements.txt", "cdk", "contract", "lambdas", "runtime", "statemachine")
+KEPT_ASSEMBLIES = 5
 
 
 class DeployFailed(LockstepError):
     """The stack could not be synthesized or created; the message holds the reasons."""
 
 
-def deploy(session: boto3.Session, cache: Path, progress: Callable[[str], None]) -> dict[str, str]:
-    """Create the stack. Returns its outputs. Raises DeployFailed."""
-    assembly = synthesize(cache, progress)
+def deploy(session: boto3.Session, assembly: Path, progress: Callable[[str], None]) -> dict[str, str]:
+    """Create the stack of a cloud assembly. Returns its outputs. Raises DeployFailed."""
     progress("deploying the stack")
     bootstrap(session)
     s3 = session.client("s3")
@@ -59,9 +59,13 @@ def deploy(session: boto3.Session, cache: Path, progress: Callable[[str], None])
 
 
 def synthesize(cache: Path, progress: Callable[[str], None]) -> Path:
-    """The cloud assembly of the present sources, from `cache` where it is there already."""
-    kept = cache / _hash_of_sources()
+    """The cloud assembly of the present sources, from `cache` where it is there already.
+
+    Of others, `cache` keeps those that were used last.
+    """
+    kept = cache / hash_of_sources()
     if kept.exists():
+        os.utime(kept)  # used now: pruning goes by it
         return kept
     progress("synthesizing the stack (kept for the next time)")
     cache.mkdir(parents=True, exist_ok=True)
@@ -88,6 +92,7 @@ def synthesize(cache: Path, progress: Callable[[str], None]) -> Path:
         draft.rename(kept)
     except OSError:  # somebody else was as quick, with the same result
         shutil.rmtree(draft)
+    prune(cache)
     return kept
 
 
@@ -97,7 +102,8 @@ def bootstrap(session: boto3.Session) -> None:
     session.client("s3").create_bucket(Bucket=ASSET_BUCKET)
 
 
-def _hash_of_sources() -> str:
+def hash_of_sources() -> str:
+    """What tells one state of this checkout's code from another."""
     digest = hashlib.sha256()
     for source in SOURCES:
         path = REPOSITORY / source
@@ -106,6 +112,13 @@ def _hash_of_sources() -> str:
                 digest.update(f"{file.relative_to(REPOSITORY)}\0{file.stat().st_size}\0".encode())
                 digest.update(file.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def prune(cache: Path) -> None:
+    """Remove all but the assemblies used last, and drafts that a killed synthesis left."""
+    by_use = sorted((entry for entry in cache.iterdir() if entry.is_dir()), key=lambda e: e.stat().st_mtime)
+    for entry in by_use[:-KEPT_ASSEMBLIES]:
+        shutil.rmtree(entry, ignore_errors=True)
 
 
 def _assets(assembly: Path) -> Iterator[tuple[str, Path]]:

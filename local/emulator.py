@@ -4,6 +4,7 @@ Serves every AWS API that the stack uses on one loopback port. Knows nothing of 
 """
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -18,6 +19,9 @@ REGION = "us-east-1"
 ACCOUNT = "000000000000"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 """What the emulator takes from anybody; no secret."""
+
+LONGEST_EXPERIMENT_SECONDS = 570
+"""Its `ecs:runTask.sync` gives up after 600 polls, one a second; before that the server tells the cause itself."""
 
 START_SECONDS = 60
 ATTEMPTS = 3
@@ -53,6 +57,9 @@ def start_emulator(state: Path, *, docker_host: str, host_name: str) -> Emulator
             [sys.executable, "-m", "ministack"],
             log=log,
             env=_environment(state, port, docker_host, host_name),
+            # Asked to end, it waits for its threads, which an execution keeps for minutes; nobody is left then
+            # to lose patience. Its function processes end with it, as their standard input does.
+            on_parent_death=signal.SIGKILL,
         )
         emulator = Emulator(process, f"http://127.0.0.1:{port}")
         if _becomes_ready(emulator):

@@ -11,6 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,32 @@ class ProcessFailed(LockstepError):
     """A part of the embedded cloud did not start or died; the message ends with what it said last."""
 
 
-def die_with_parent() -> None:
-    """Linux: have the kernel send this process SIGTERM when the thread that started it ends (prctl(2))."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with_parent(parent: int, number: signal.Signals) -> None:
+    """Linux: have the kernel send this process a signal when the thread that started it ends (prctl(2)).
+
+    `parent`: its process, which may be dead by now.
+    """
+    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, number)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def spawn(
-    arguments: Sequence[str], *, log: Path, env: Mapping[str, str] | None = None, tied: bool = True
+    arguments: Sequence[str],
+    *,
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    on_parent_death: signal.Signals | None = signal.SIGTERM,
+    keep_open: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session of its own, its output in `log`; a terminal's Ctrl-C does not reach it.
 
-    `tied`: it ends when the calling thread ends, however that ends; call from the main thread then.
+    `on_parent_death`: what it is sent when the calling thread ends, however that ends; call from the main
+    thread then. None: it lives on. `keep_open`: file descriptors that it inherits.
     """
+    # PR_SET_PDEATHSIG works for programs that know nothing of it, and from their first instruction on. Servers
+    # of ours that others start without it watch their parent themselves: local/engine/lifetime.py.
+    prepare = partial(die_with_parent, os.getpid(), on_parent_death) if on_parent_death else None
     with log.open("ab") as output:
         return subprocess.Popen(
             arguments,
@@ -43,7 +58,8 @@ def spawn(
             stderr=output,
             env=dict(env) if env is not None else None,
             start_new_session=True,
-            preexec_fn=die_with_parent if tied else None,  # noqa: PLW1509 - called before threads are started
+            pass_fds=keep_open,
+            preexec_fn=prepare,  # noqa: PLW1509 - called before threads are started
         )
 
 

@@ -16,11 +16,12 @@ class Accounting:
 
     def __init__(self) -> None:
         self.all_training = False
-        """Every worker has pushed once and will push again. Before and after, staleness has another law."""
+        """Every worker has pushed once and will push again. Before and after, staleness and time have other
+        laws: those that are left have fewer others, and the last one is as slow as the slowest."""
 
         self._started = self._last_update = self._finished = self._interval_began = 0.0
-        self._apply_seconds = 0.0
-        self._updates = self._interval_updates = 0
+        self._apply_seconds = self._seconds_all_training = 0.0
+        self._updates = self._interval_updates = self._updates_all_training = 0
         self._dropped = self._repeated = 0
         self._stalenesses: Counter[int] = Counter()
         self._stalenesses_all_training: Counter[int] = Counter()
@@ -37,6 +38,8 @@ class Accounting:
         self._stalenesses_interval += counted
         if self.all_training:
             self._stalenesses_all_training += counted
+            self._updates_all_training += 1
+            self._seconds_all_training += now - self._last_update
         self._updates += 1
         self._interval_updates += 1
         self._apply_seconds += apply_seconds
@@ -82,6 +85,8 @@ class Accounting:
             "average_gradient_staleness": _mean(self._stalenesses) or 0.0,
             "average_gradient_staleness_all_training": _mean(self._stalenesses_all_training),
             "gradients_all_training": self._stalenesses_all_training.total(),
+            "updates_all_training": self._updates_all_training,
+            "all_training_seconds": self._seconds_all_training,
             "staleness_histogram": dict(sorted(self._stalenesses.items())),
             "apply_seconds": self._apply_seconds,
         }

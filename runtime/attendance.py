@@ -15,7 +15,7 @@ from runtime.ending import Ending
 from runtime.liveness import NEWS_SECONDS, SILENCE_SECONDS, STUCK_SECONDS
 
 SERVER = "server"
-"""What a lost server is called."""
+"""What the server is called, lost or followed."""
 
 _REFUSALS = frozenset(
     {
@@ -33,7 +33,7 @@ def ending_of(error: grpc.RpcError) -> Ending:
     """What a failed call means for this worker."""
     code, details = error.code(), error.details()
     if code is grpc.StatusCode.ABORTED:
-        return Ending(details)
+        return Ending(details, SERVER)
     if code in _REFUSALS:
         return Ending(f"refused by the server: {details}")
     return Ending(f"the server vanished: {code.name}: {details}", SERVER)
@@ -119,7 +119,8 @@ class Attendance:
                             self._superseded = notice.superseded.version
                             self._news.notify_all()
                     case "ended":
-                        return self._end(Ending(notice.ended.reason, notice.ended.lost_peer))
+                        # Where no peer was lost, the server gave up: that is what this worker follows.
+                        return self._end(Ending(notice.ended.reason, notice.ended.lost_peer or SERVER))
         except grpc.RpcError as error:
             return self._end(ending_of(error))
         return self._end(Ending("the server vanished: it closed the connection", SERVER))

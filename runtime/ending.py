@@ -9,7 +9,7 @@ from contract.errors import LockstepError, PeerLost, TrainingFailed
 
 
 class VanishedPeer(PeerLost):
-    """PeerLost that says which peer: "server" or "worker 2"."""
+    """PeerLost that says which peer vanished, or gave up, first: "server" or "worker 2"."""
 
     def __init__(self, reason: str, peer: str) -> None:
         super().__init__(reason)
@@ -21,6 +21,7 @@ class Ending(NamedTuple):
 
     reason: str
     lost_peer: str = ""
+    """Whose failure it follows from; empty where it follows from nobody else's."""
 
     def error(self) -> LockstepError:
         """The error that ends this process."""

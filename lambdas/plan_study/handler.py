@@ -1,6 +1,7 @@
 """PlanStudy: a study document in, the items of the RunExperiments Map out.
 
-Runs as the first state. Knows nothing of ECS; starts nothing. Idempotent: rows that are there stay.
+Runs as the first state. Knows nothing of ECS; starts nothing. Idempotent: rows that are there stay,
+and those of another execution of the same name are not taken over.
 """
 
 from typing import Any
@@ -13,7 +14,7 @@ from contract.plan import plan
 from contract.study import parse_study
 from lambdas.environment import TableEnvironment
 from lambdas.plan_study.launch import launch_item
-from lambdas.table import ExperimentTable
+from lambdas.table import Execution, ExperimentTable
 
 logger = Logger(service="plan_study")
 
@@ -23,14 +24,15 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     """Plan one study, or refuse it: then `refusal` names every problem and nothing was written."""
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
+    execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
     try:
         study = parse_study(event["study"])
+        experiments = plan(study, study_id)
+        table = ExperimentTable.named(TableEnvironment.read().table_name)
+        table.put_plan(study_id, event["study"], experiments, execution)
     except StudyRefused as refusal:
         logger.info("refused", problems=refusal.problems)
         return {"refusal": str(refusal), "experiments": []}
-    experiments = plan(study, study_id)
-    table = ExperimentTable.named(TableEnvironment.read().table_name)
-    table.put_plan(study_id, event["study"], experiments)
     logger.info("planned", experiments=len(experiments))
     return {
         "refusal": "",

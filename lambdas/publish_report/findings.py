@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from contract.aggregation import Mode
-from lambdas.publish_report.conditions import Condition, compared, conditions, pairs
+from lambdas.publish_report.conditions import Condition, compared, lines, pairs
 from lambdas.publish_report.estimates import Estimate, Spread, paired_difference, paired_ratio
+from lambdas.publish_report.notes import notes, overload
 from lambdas.publish_report.results import ExperimentResult
-from lambdas.publish_report.wording import count, listed, percent, ratio, seconds, signed
+from lambdas.publish_report.wording import ABSENT, count, listed, percent, ratio, seconds, signed
 
 NOISE = 0.05
 """Two single runs whose times differ by less than this tell nothing apart."""
@@ -25,28 +26,31 @@ class Findings:
     """The comparison with most workers, or why there is none."""
     sentences: Sequence[str]
     """The other comparisons, from few workers to many, then scaling."""
+    warnings: Sequence[str]
+    """What the reader must know before believing any of it."""
     notes: Sequence[str]
-    """How far to believe them."""
+    """How sure the figures are."""
 
 
 def findings(results: Sequence[ExperimentResult]) -> Findings:
     """Judge the completed experiments of a study."""
     completed = [result for result in results if result.completed]
     if not completed:
-        return Findings("No experiment completed: there is nothing to compare.", (), ())
+        return Findings("No experiment completed: there is nothing to compare.", (), (), ())
     both = compared(completed)
+    in_words = {(condition.mode, condition.workers) for pair in both for condition in pair}
     paired = [
         _comparison(sync, asynchronous) if sync.workers > 1 else _same_work(sync, asynchronous)
         for sync, asynchronous in both
     ]
     alone = [
         _lonely(condition)
-        for mode in Mode
-        for condition in conditions(completed, mode)
-        if mode not in {Mode.SYNC, Mode.ASYNC} or condition.workers not in {sync.workers for sync, _ in both}
+        for line in lines(completed).values()
+        for condition in line
+        if (condition.mode, condition.workers) not in in_words
     ]
     *others, headline = [*alone, *paired]
-    return Findings(headline, [*others, *_scaling(completed)], _notes(completed))
+    return Findings(headline, [*others, *_scaling(completed)], overload(results), notes(results))
 
 
 def _comparison(sync: Condition, asynchronous: Condition) -> str:
@@ -83,10 +87,13 @@ def _same_work(sync: Condition, asynchronous: Condition) -> str:
         [_mean(condition.spread(measure)) for condition in (sync, asynchronous)]
         for measure in (lambda r: r.training_seconds, lambda r: r.accuracy_percent)
     )
-    return (
-        f"With 1 worker sync and async do the same work: {seconds(times[0])} against {seconds(times[1])} and"
-        f" {percent(accuracies[0])} against {percent(accuracies[1])} accuracy differ by chance, not by mode."
-    )
+    worded = [(*map(seconds, times), ""), (*map(percent, accuracies), " accuracy")]
+    measured = [figures for figures in worded if ABSENT not in figures]
+    apart = [f"{one} against {other}{of}" for one, other, of in measured if one != other]
+    alike = [f"{one}{of}" for one, other, of in measured if one == other]
+    clauses = [f"{listed(apart)} differ by chance, not by mode"] if apart else []
+    clauses += [f"{listed(alike)} in both"] if alike else []
+    return f"With 1 worker sync and async do the same work: {'; '.join(clauses) or 'nothing was measured in both'}."
 
 
 def _times_sooner(relative: Estimate) -> str:
@@ -113,6 +120,8 @@ def _accuracy(sync: Condition, asynchronous: Condition, order: tuple[str, str]) 
     )
     ended = f"{percent(own[order[0]])} against {percent(own[order[1]])}"
     if not difference.has_interval:
+        if percent(own["async"]) == percent(own["sync"]):
+            return f" and both ended at {percent(own['sync'])} accuracy{_images_apart(sync, asynchronous)}"
         return f" and ended at {ended} accuracy{_images_apart(sync, asynchronous)}"
     if difference.low == difference.high == 0:
         return f" and both ended at {percent(own['sync'])} accuracy with every seed"
@@ -125,8 +134,17 @@ def _accuracy(sync: Condition, asynchronous: Condition, order: tuple[str, str]) 
 
 
 def _images_apart(sync: Condition, asynchronous: Condition) -> str:
-    """What a difference of single runs is in test samples: the smaller, the less it means."""
-    one, other = (condition.results[0].worker_metrics_aggregated for condition in (sync, asynchronous))
+    """What a difference of two runs is in test samples: the smaller, the less it means."""
+    shared = {r.seed for r in sync.results} & {r.seed for r in asynchronous.results}
+    compared_runs = [
+        result.worker_metrics_aggregated
+        for condition in (sync, asynchronous)
+        for result in condition.results
+        if result.seed in shared and result.accuracy_percent is not None
+    ]
+    if len(compared_runs) != 2:
+        return ""
+    one, other = compared_runs
     if one.final_test_correct is None or other.final_test_correct is None:
         return ""
     if one.final_test_samples != other.final_test_samples:
@@ -147,7 +165,7 @@ def _lonely(condition: Condition) -> str:
         _mean(condition.spread(lambda result: result.accuracy_percent)),
     )
     return (
-        f"{condition.mode.capitalize()} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
+        f"{condition.label.capitalize()} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
         f" and ended at {percent(accuracy)} accuracy; {alone}."
     )
 
@@ -157,44 +175,27 @@ def _mean(measured: Spread | None) -> float | None:
 
 
 def _scaling(results: Sequence[ExperimentResult]) -> list[str]:
-    """From the fewest to the most workers, in each mode that has several."""
+    """From the fewest to the most workers, in each mode (and what it was told) that has several."""
     by_range: dict[tuple[int, int], list[str]] = {}
-    for mode in Mode:
-        measured = [
-            condition
-            for condition in conditions(results, mode)
-            if condition.spread(lambda r: r.training_seconds)
-        ]
+    for label, line in lines(results).items():
+        measured = [condition for condition in line if condition.spread(lambda r: r.training_seconds)]
         if len(measured) < 2:
             continue
         few, many = measured[0], measured[-1]
         relative = paired_ratio(pairs(few, many, lambda result: result.training_seconds))
         if relative is not None:
-            by_range.setdefault((few.workers, many.workers), []).append(_speed_up(mode, relative))
+            by_range.setdefault((few.workers, many.workers), []).append(_speed_up(label, relative))
     return [
         f"Going from {few} to {count(many, 'worker')}, {listed(phrases)} (ideal: {many / few:.3g}× faster)."
         for (few, many), phrases in by_range.items()
     ]
 
 
-def _speed_up(mode: Mode, relative: Estimate) -> str:
+def _speed_up(label: str, relative: Estimate) -> str:
     if relative.has_interval and not relative.excludes(1):
-        return f"{mode} showed no difference in training time"
+        return f"{label} showed no difference in training time"
     if not relative.has_interval and abs(relative.value - 1) < NOISE:
-        return f"{mode} took the same time"
+        return f"{label} took the same time"
     if relative.value < 1:
-        return f"{mode} got {ratio(1 / relative.value)} slower"
-    return f"{mode} got {ratio(relative.value)} faster"
-
-
-def _notes(results: Sequence[ExperimentResult]) -> list[str]:
-    seeds = {result.seed for result in results}
-    if len(seeds) == 1:
-        return [
-            f"One seed ({min(seeds)}) gives no interval: these are single runs, and another seed may turn a"
-            " small difference round. List several seeds in the study for intervals."
-        ]
-    return [
-        f"{len(seeds)} seeds. Intervals are Student's t over pairs of runs with the same seed"
-        " (of logarithms, where ratios are given)."
-    ]
+        return f"{label} got {ratio(1 / relative.value)} slower"
+    return f"{label} got {ratio(relative.value)} faster"

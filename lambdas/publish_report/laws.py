@@ -2,8 +2,10 @@
 
 Pure. Sources: the gaps between ordered exponential draws are independent with means mean/k (Rényi, On the
 theory of order statistics, 1953), so E[K-th of N] = mean·(H_N − H_{N−K}) and Var = mean²·Σ 1/k² over the same k.
-A shift only adds to it. That N workers, each with one gradient under way, make N − 1 updates between one
-worker's pull and its push is counting; so is that an update of K gradients ages N − K others.
+A shift only adds to it. N workers that wait for nobody are N renewal processes side by side (Cox, Renewal Theory,
+1962): their law of time holds while all of them train, and is measured there. That N workers, each with one
+gradient under way, make N − 1 updates between one worker's pull and its push is counting; so is that an update
+of K gradients ages N − K others.
 """
 
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ class Law:
     predicted: float | None
     """None where theory says nothing that simple: the measurement stands there to be seen."""
     margin: float | None
-    """Half width of the 95 % range that the draws of this many steps leave; None where it is not known."""
+    """Half width of the range that holds at least 95 % of runs with so many updates; None where not known."""
     measured: float | None
 
 
@@ -38,8 +40,7 @@ def laws_of(result: ExperimentResult) -> list[Law]:
     if not result.completed:
         return []
     emulated = result.compute.mode == "emulated" and not result.compute.stragglers
-    step = _step(result) if emulated else None
-    return [*([step] if step else []), *_staleness(result)]
+    return [*(_times(result) if emulated else []), *_staleness(result)]
 
 
 def quorum(result: ExperimentResult) -> int:
@@ -69,34 +70,57 @@ def draw_of_rank(compute: Compute, workers: int, k: int) -> tuple[float, float] 
     return shift + scale * sum(1 / i for i in gaps), scale * sqrt(sum(1 / i**2 for i in gaps))
 
 
-def _step(result: ExperimentResult) -> Law | None:
+def _times(result: ExperimentResult) -> list[Law]:
     """The mean time of an update, in modes and distributions for which it has a formula."""
     compute, workers, k = result.compute, result.total_workers, quorum(result)
-    updates = result.server_metrics.global_steps_completed
-    mean = compute.mean_ms / 1000
-    if result.mode in ONE_EACH:
-        # A renewal process: N workers, each with a gradient every `mean` on average, whatever the draws.
-        deviation = compute.deviation_ms
-        law = None if deviation is None else (mean / workers, deviation / 1000 / workers)
-        statement = "time between updates = mean ÷ N"
-    elif result.mode in BARRIER_MODES:
-        law, statement = draw_of_rank(compute, workers, k), _order_statistic(compute, workers, k, "step")
-    elif result.mode is Mode.KASYNC and compute.distribution == "exponential":
+    if result.mode in BARRIER_MODES:
         law = draw_of_rank(compute, workers, k)
-        statement = _order_statistic(compute, workers, k, "time between updates")
-    else:
-        return None
-    if law is None:
-        return None
+        return [_step(result, _order_statistic(compute, workers, k, "step"), law)] if law else []
+    window = "time between updates while all trained"
+    if result.mode in ONE_EACH and compute.deviation_ms is not None:
+        law = (compute.mean_ms / 1000 / workers, compute.deviation_ms / 1000 / workers)
+        return _while_all_trained(result, f"{window} = mean ÷ N", law)
+    if result.mode is Mode.KASYNC and compute.distribution == "exponential":
+        law = draw_of_rank(compute, workers, k)
+        return _while_all_trained(result, _order_statistic(compute, workers, k, window), law) if law else []
+    return []
+
+
+def _step(result: ExperimentResult, statement: str, law: tuple[float, float]) -> Law:
+    """Behind a barrier all begin and end together: the whole run is so many independent steps."""
     predicted, deviation = law
+    updates = result.server_metrics.global_steps_completed
+    margin = NORMAL_975 * deviation / sqrt(updates) if updates else None
     return Law(
-        experiment=result.experiment_name,
-        statement=statement,
-        unit="s",
-        predicted=predicted,
-        margin=NORMAL_975 * deviation / sqrt(updates) if updates else None,
-        measured=result.server_metrics.mean_step_seconds,
+        result.experiment_name, statement, "s", predicted, margin, result.server_metrics.mean_step_seconds
     )
+
+
+def _while_all_trained(result: ExperimentResult, statement: str, law: tuple[float, float]) -> list[Law]:
+    """Without a barrier the slowest worker's sum of draws ends a run, so the whole run obeys no such law."""
+    name, metrics = result.experiment_name, result.server_metrics
+    predicted, deviation = law
+    margin = measured = None
+    if isinstance(metrics, AsyncServerMetrics) and metrics.all_training_seconds is not None:
+        updates = metrics.updates_all_training
+        if updates:
+            measured = metrics.all_training_seconds / updates
+            margin = NORMAL_975 * deviation / sqrt(updates) + _cut_draws(result, predicted) / updates
+    whole_run = "time between updates over the whole run"
+    return [
+        Law(name, statement, "s", predicted, margin, measured),
+        Law(name, whole_run, "s", None, None, metrics.mean_step_seconds),
+    ]
+
+
+def _cut_draws(result: ExperimentResult, predicted: float) -> float:
+    """How far the draws that an end of the window cuts can move its sum, seconds.
+
+    Both ends are pushes of one worker, and cut a draw of each of the other N - 1: N·window = the sum of its draws
+    ± the parts before the cuts, at most (N - 1)·mean where draws are even. What is left of an exponential draw
+    is distributed as a new one: there the cuts do not matter.
+    """
+    return 0.0 if result.compute.distribution == "exponential" else (result.total_workers - 1) * predicted
 
 
 def _order_statistic(compute: Compute, workers: int, k: int, subject: str) -> str:

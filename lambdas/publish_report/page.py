@@ -29,7 +29,7 @@ from lambdas.publish_report.inline import inline_svg
 from lambdas.publish_report.plots import plots
 from lambdas.publish_report.results import ExperimentResult, StudyOutcome
 from lambdas.publish_report.tables import study_json, summary_csv, summary_text
-from lambdas.publish_report.wording import compute_label, count
+from lambdas.publish_report.wording import compute_label, count, verdict
 
 TEMPLATE = "report.html.j2"
 
@@ -70,6 +70,7 @@ def _page(
             emulated=any(result.compute.mode == "emulated" for result in results),
             experiments=count(len(results), "experiment"),
             unfinished=[result for result in results if not result.completed],
+            verdict=verdict(outcome.status, [result.status for result in results]),
             found=found,
             summary=sections.summary(results),
             figures=_figures(results, drawn),
@@ -100,7 +101,9 @@ def _template_environment() -> Environment:
 
 def _with_units(text: str) -> str:
     """A number and its unit stay on one line."""
-    return re.sub(r"(?<=\d) (?=(?:%|s|ms|workers?|points|seeds)\b|%)", "\N{NO-BREAK SPACE}", text)
+    return re.sub(
+        r"(?<=\d) (?=(?:%|s|ms|workers?|cores?|processes|points|seeds)\b|%)", "\N{NO-BREAK SPACE}", text
+    )
 
 
 def _document(document: Mapping[str, Any]) -> str:
@@ -133,7 +136,7 @@ def _figures(results: Sequence[ExperimentResult], drawn: Mapping[str, bytes]) ->
 
 
 SCALING_LABEL = (
-    "Four panels against the number of workers, for sync and async: total training time, average epoch time,"
+    "Four panels against the number of workers, one line for each mode: total training time, average epoch time,"
     " final test accuracy, and speed-up with the ideal line. The figures stand in the table below."
 )
 

@@ -4,14 +4,22 @@ Pure: results → PNG and SVG bytes. Only completed experiments are drawn; every
 Matplotlib is imported where it is used: a cold start that draws nothing does not pay for it.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from contract.aggregation import Mode
 from contract.results import comparison_plot, scaling_plot
-from lambdas.publish_report.conditions import Condition, Measure, compared, conditions
+from lambdas.publish_report.conditions import Condition, Measure, compared, lines
 from lambdas.publish_report.results import ExperimentResult
-from lambdas.publish_report.series import Series, epoch_accuracies, epoch_durations, over_workers, speed_up
+from lambdas.publish_report.series import (
+    Series,
+    baseline,
+    epoch_accuracies,
+    epoch_durations,
+    over_workers,
+    speed_up,
+)
 from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, drawing, png, svg
 from lambdas.publish_report.wording import compute_label, count, seconds
 
@@ -19,6 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.typing import FillStyleType
 
 SIZE = (7.2, 5.6)
 """Inches: the width of two columns of a paper."""
@@ -26,7 +35,12 @@ SIZE = (7.2, 5.6)
 MARKERS = 16
 """Markers on a line, about; every epoch is drawn, but not every one gets a marker where there are many."""
 
+FILLS: Sequence["FillStyleType"] = ("full", "left", "right", "top", "bottom")
+
 ASIDE = {mode: 0.97 + 0.06 * place / (len(Mode) - 1) for place, mode in enumerate(Mode)} | {Mode.ASYNC: 1.03}
+
+BESIDE_TITLE = 4
+"""Entries of a legend that fit beside the title."""
 
 TIME = "Total training time (s)"
 EPOCH_TIME = "Average epoch time (s)"
@@ -58,8 +72,8 @@ def _comparison(sync: Condition, asynchronous: Condition) -> "Figure":
     _bars(axes[0], TIME, both, lambda result: result.training_seconds)
     _bars(axes[1], EPOCH_TIME, both, lambda result: result.epoch_seconds)
     for condition in both:
-        _line(axes[2], condition.mode, epoch_durations(condition), band=True)
-        _line(axes[3], condition.mode, epoch_accuracies(condition), band=True)
+        _line(axes[2], condition, epoch_durations(condition), band=True)
+        _line(axes[3], condition, epoch_accuracies(condition), band=True)
     _over_epochs(axes[2], "Epoch duration (s)", from_zero=True)
     _over_epochs(axes[3], "Test accuracy (%)", from_zero=False)
     _legend(figure, axes[2], axes[3])
@@ -70,9 +84,9 @@ def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
     completed = [result for result in results if result.completed]
     if not completed:
         return _nothing_completed()
-    by_mode = {mode: found for mode in Mode if (found := conditions(completed, mode))}
+    by_label = lines(completed)
     several = len({result.seed for result in completed}) > 1
-    points = "measured, mean and range over seeds" if several else "measured"
+    points = "measured, mean (speed-up: geometric mean) and range over seeds" if several else "measured"
     figure, axes = _canvas(
         "Scaling with the number of workers", _footer(completed, [f"points: {points}; lines guide the eye"])
     )
@@ -81,20 +95,32 @@ def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
         lambda result: result.epoch_seconds,
         lambda result: result.accuracy_percent,
     )
-    for mode, found in by_mode.items():
-        shift = ASIDE[mode] if several else 1.0
+    variants: Counter[Mode] = Counter()
+    for found in by_label.values():
+        mode = found[0].mode
+        shift, fill = ASIDE[mode] if several else 1.0, FILLS[variants[mode] % len(FILLS)]
+        variants[mode] += 1
         for panel, measure in zip(axes, measures, strict=False):
-            _line(panel, mode, over_workers(found, measure), shift=shift)
-        _line(axes[3], mode, speed_up(found), shift=shift)
-    titles = (TIME, EPOCH_TIME, ACCURACY, "Speed-up (×)")
-    ticks = sorted({condition.workers for found in by_mode.values() for condition in found})
+            _line(panel, found[0], over_workers(found, measure), shift=shift, fill=fill)
+        _line(axes[3], found[0], speed_up(found), shift=shift, fill=fill)
+    titles = (TIME, EPOCH_TIME, ACCURACY, _speed_up_title(by_label.values()))
+    ticks = sorted({condition.workers for found in by_label.values() for condition in found})
     for panel, title in zip(axes, titles, strict=True):
         _workers_axis(panel, title, ticks)
     for panel in axes[:2]:
         panel.set_ylim(bottom=0)
-    _ideal(axes[3], by_mode.values())
+    _ideal(axes[3], by_label.values())
     _legend(figure, axes[0], axes[3])
     return figure
+
+
+def _speed_up_title(modes: Iterable[Sequence[Condition]]) -> str:
+    baselines = {workers for found in modes if (workers := baseline(found)) is not None}
+    if baselines <= {1}:
+        return "Speed-up (×)"
+    if len(baselines) > 1:
+        return "Speed-up against own fewest workers (×)"
+    return f"Speed-up against {count(*baselines, 'worker')} (×)"
 
 
 def _canvas(title: str, footer: str) -> "tuple[Figure, list[Axes]]":
@@ -149,14 +175,23 @@ def _bars(axes: "Axes", title: str, both: Iterable[Condition], measure: Measure)
     axes.set_ylim(bottom=0)
 
 
-def _line(axes: "Axes", mode: Mode, series: Series, *, band: bool = False, shift: float = 1.0) -> None:
-    """One mode's means with their ranges: as a band over epochs, as whiskers over workers.
+def _line(
+    axes: "Axes",
+    of: Condition,
+    series: Series,
+    *,
+    band: bool = False,
+    shift: float = 1.0,
+    fill: "FillStyleType" = "full",
+) -> None:
+    """Means, in the look of the condition's mode, with their ranges: a band over epochs, whiskers over workers.
 
-    `shift` moves the points aside on a logarithmic axis, so that whiskers of both modes can be seen.
+    `shift` moves the points aside on a logarithmic axis, so that whiskers of several modes can be seen;
+    `fill` tells markers of one mode apart that was told different things.
     """
     if not series:
         return
-    look = LOOKS[mode]
+    look = LOOKS[of.mode]
     places, spreads = [place * shift for place in series], list(series.values())
     means = [measured.mean for measured in spreads]
     axes.plot(
@@ -166,10 +201,12 @@ def _line(axes: "Axes", mode: Mode, series: Series, *, band: bool = False, shift
         marker=look.marker,
         markersize=look.size,
         markevery=max(1, len(means) // MARKERS),
-        markeredgecolor=PAPER,
+        markeredgecolor=PAPER if fill == "full" else look.colour,
+        markerfacecoloralt=PAPER,
         markeredgewidth=0.8,
         linestyle=look.dash,
-        label=mode.value,
+        label=of.label,
+        fillstyle=fill,
         zorder=3,
     )
     lows, highs = [measured.low for measured in spreads], [measured.high for measured in spreads]
@@ -221,16 +258,24 @@ def _ideal(axes: "Axes", modes: Iterable[Sequence[Condition]]) -> None:
 
 
 def _legend(figure: "Figure", *panels: "Axes") -> None:
-    """One legend for all panels, in the corner opposite the title."""
+    """One legend for all panels: in the corner opposite the title, or below it where it is too long for that."""
     named: dict[str, Artist] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             named.setdefault(label, handle)
+    long = len(named) > BESIDE_TITLE
+    if long:
+        # The layout leaves room for a title with its empty lines.
+        rows = -(-len(named) // BESIDE_TITLE)
+        figure.suptitle(
+            figure.get_suptitle() + "\n" * rows, x=0.012, ha="left", fontsize=12, fontweight="bold"
+        )
     figure.legend(
         list(named.values()),
         list(named),
-        loc="upper right",
-        ncols=len(named),
+        loc="upper left" if long else "upper right",
+        bbox_to_anchor=(0.0, 0.955) if long else None,
+        ncols=min(len(named), BESIDE_TITLE),
         handlelength=2.6,
         borderaxespad=0.6,
     )

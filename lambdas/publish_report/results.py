@@ -67,7 +67,7 @@ class ServerMetrics(Shape):
     """Pushes of a step that had been pushed before: answered, not applied."""
     updates_per_second: float | None
     mean_step_seconds: float | None
-    """Mean time between updates; in sync mode the duration of a step."""
+    """Mean time between updates over the whole run; in sync mode the duration of a step."""
     apply_seconds: float | None
     """Time spent in the optimizer."""
     last_version_seen: int | None
@@ -82,6 +82,9 @@ class AsyncServerMetrics(ServerMetrics):
     average_gradient_staleness_all_training: float | None
     """Over the gradients that came while all workers were training."""
     gradients_all_training: int | None
+    updates_all_training: int | None
+    all_training_seconds: float | None
+    """From when every worker had pushed once until one pushed its last; what those updates took."""
     staleness_histogram: dict[int, int] | None
     """Staleness → number of gradients."""
 

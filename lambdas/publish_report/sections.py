@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from contract.aggregation import Mode
-from lambdas.publish_report.conditions import Condition, conditions
+from contract.aggregation import BARRIER_MODES
+from lambdas.publish_report.conditions import Condition, lines
 from lambdas.publish_report.estimates import Spread
 from lambdas.publish_report.laws import Law, laws_of
 from lambdas.publish_report.results import (
@@ -19,7 +19,14 @@ from lambdas.publish_report.results import (
     StudyOutcome,
     TaskProvenance,
 )
-from lambdas.publish_report.series import Series, epoch_accuracies, epoch_durations, over_workers, speed_up
+from lambdas.publish_report.series import (
+    Series,
+    baseline,
+    epoch_accuracies,
+    epoch_durations,
+    over_workers,
+    speed_up,
+)
 from lambdas.publish_report.wording import (
     ABSENT,
     compute_label,
@@ -55,6 +62,18 @@ class Table:
     """Indices of rows whose figures are those of an experiment that did not complete."""
 
 
+LAST_EPOCH = (
+    " Accuracy: the final parameters, on the whole test set. That of the last epoch can differ without a barrier:"
+    " there each worker tests its share of the test set on the parameters of the moment when it ends the epoch."
+)
+
+
+def _ends_apart(result: ExperimentResult) -> bool:
+    """Whether the final accuracy and the last epoch's are of different parameters."""
+    final = result.worker_metrics_aggregated.final_test_source == "final parameters"
+    return final and result.total_workers > 1 and result.mode not in BARRIER_MODES
+
+
 def summary(results: Sequence[ExperimentResult]) -> Table:
     """All experiments, complete or not, one row each."""
     several_seeds = len({result.seed for result in results}) > 1
@@ -76,6 +95,7 @@ def summary(results: Sequence[ExperimentResult]) -> Table:
     return Table(
         "Time: from the first parameters to the last worker's finish. Epoch: mean over workers and epochs,"
         " without testing. Staleness: mean over the whole run, in updates."
+        + (LAST_EPOCH if any(map(_ends_apart, results)) else "")
         + ("" if all_completed else " Of what did not complete, figures are as far as it came."),
         [column for column, _ in fields],
         [[cell(result) for _, cell in fields] for result in results],
@@ -91,19 +111,20 @@ def _staleness(result: ExperimentResult) -> str:
 def scaling_figures(results: Sequence[ExperimentResult]) -> Table:
     """What the scaling plot draws."""
     columns, series = [Column("Workers")], []
-    for mode in Mode:
-        found = conditions(results, mode)
-        if found:
-            columns += [
-                Column(f"{mode}: {what}", "figure") for what in ("time", "epoch", "accuracy", "speed-up")
-            ]
-            series += [
-                _worded(over_workers(found, lambda r: r.training_seconds), seconds),
-                _worded(over_workers(found, lambda r: r.epoch_seconds), seconds),
-                _worded(over_workers(found, lambda r: r.accuracy_percent), percent),
-                _worded(speed_up(found), ratio),
-            ]
-    return Table("Figures of the scaling plot.", columns, _joined(series))
+    for label, found in lines(results).items():
+        few = baseline(found)
+        sooner = "speed-up" if few in {None, 1} else f"speed-up against {count(few or 0, 'worker')}"
+        columns += [Column(f"{label}: {what}", "figure") for what in ("time", "epoch", "accuracy", sooner)]
+        series += [
+            _worded(over_workers(found, lambda r: r.training_seconds), seconds),
+            _worded(over_workers(found, lambda r: r.epoch_seconds), seconds),
+            _worded(over_workers(found, lambda r: r.accuracy_percent), percent),
+            _worded(speed_up(found), ratio),
+        ]
+    caption = (
+        "Figures of the scaling plot: mean over seeds (speed-up: geometric mean), and in brackets the range."
+    )
+    return Table(caption, columns, _joined(series))
 
 
 def comparison_figures(sync: Condition, asynchronous: Condition) -> Table:
@@ -143,7 +164,10 @@ def laws(results: Iterable[ExperimentResult]) -> Table:
     found = [law for result in results for law in laws_of(result)]
     caption = "Predicted by theory, and measured."
     if any(law.margin for law in found):
-        caption += " ± is the range that holds 95 % of runs with as many draws, before any overhead."
+        caption += " ± holds 95 % of runs of as many updates, or more, before any overhead."
+        caption += (
+            " The difference is overhead plus the luck of the draws (±); one run does not tell them apart."
+        )
     columns = [
         Column("Experiment"),
         Column("Law"),
@@ -181,7 +205,7 @@ def time_split(results: Iterable[ExperimentResult]) -> Table:
     columns = [Column("Experiment"), *(Column(part, "figure") for part in PARTS)]
     caption = (
         "Shares of the time of all workers together. Push and pull: round trips to the server. Waiting: gradients"
-        " held at the barrier. Evaluation: testing, each worker its share."
+        " that the server held back before it answered. Evaluation: testing, each worker its share."
     )
     return Table(caption, columns, rows, bars)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 from lambdas.publish_report.conditions import Condition, Measure, pairs
-from lambdas.publish_report.estimates import Spread, spread
+from lambdas.publish_report.estimates import Spread, paired_ratio, spread
 
 Series = Mapping[int, Spread]
 """Epoch or number of workers, ascending → mean and range."""
@@ -50,12 +50,24 @@ def over_workers(found: Iterable[Condition], measure: Measure) -> Series:
 
 
 def speed_up(found: Sequence[Condition]) -> Series:
-    """How many times sooner than with the same mode's fewest workers, seed by seed."""
-    timed = [condition for condition in found if condition.spread(lambda result: result.training_seconds)]
+    """How many times sooner than with the `baseline` of the same mode: geometric mean over seeds, and range."""
+    timed = _timed(found)
     series = {}
     for condition in timed:
         times = pairs(timed[0], condition, lambda result: result.training_seconds)
-        measured = spread(base / time for base, time in times if time > 0)
-        if measured is not None:
-            series[condition.workers] = measured
+        relative = paired_ratio(times)
+        if relative is not None:
+            ratios = [base / time for base, time in times if base > 0 and time > 0]
+            low, high = min(ratios), max(ratios)
+            # Logarithms and back may end a rounding error outside
+            series[condition.workers] = Spread(min(max(relative.value, low), high), low, high, len(ratios))
     return series
+
+
+def baseline(found: Sequence[Condition]) -> int | None:
+    """The fewest workers whose training time is known: what `speed_up` refers to."""
+    return next((condition.workers for condition in _timed(found)), None)
+
+
+def _timed(found: Sequence[Condition]) -> list[Condition]:
+    return [condition for condition in found if condition.spread(lambda result: result.training_seconds)]

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 
 from contract.results import experiment_file
 from lambdas.publish_report.findings import Findings
+from lambdas.publish_report.notes import overload
 from lambdas.publish_report.results import AsyncServerMetrics, ExperimentResult, StudyOutcome
-from lambdas.publish_report.wording import ABSENT, compute_label, number, one_line
+from lambdas.publish_report.wording import ABSENT, compute_label, number, one_line, verdict
 
 TEXT_COLUMNS = ("Experiment", "Mode", "Workers", "Time(s)", "Epoch(s)", "Accuracy(%)")
 LEFT_ALIGNED = 2
@@ -25,29 +26,29 @@ Cell = str | int | float | None
 
 
 def summary_text(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> str:
-    """The classic table of the completed experiments; below it what did not complete, and why."""
+    """The classic table; an experiment that did not complete has no figures in it, and its cause below."""
     labels = sorted({compute_label(result.compute) for result in results})
-    lines = [f"{outcome.name} ({outcome.study_id}): {outcome.status}", *labels, ""]
-    lines += _aligned([TEXT_COLUMNS, *(_text_row(result) for result in results if result.completed)])
+    ended = verdict(outcome.status, [result.status for result in results])
+    lines = [f"{outcome.name} ({outcome.study_id}): {ended}", *labels, ""]
+    lines += _aligned([TEXT_COLUMNS, *map(_text_row, results)])
     unfinished = [result for result in results if not result.completed]
     if unfinished:
         lines += ["", f"Not completed: {len(unfinished)} of {len(results)}"]
         lines += [
             f"  {r.experiment_name}: {r.status}: {one_line(r.cause) or 'no cause known'}" for r in unfinished
         ]
-    if outcome.warnings:
-        lines += ["", "Warnings:", *(f"  {one_line(warning)}" for warning in outcome.warnings)]
+    if warnings := [*overload(results), *outcome.warnings]:
+        lines += ["", "Warnings:", *(f"  {one_line(warning)}" for warning in warnings)]
     return "\n".join(lines) + "\n"
 
 
 def _text_row(result: ExperimentResult) -> tuple[str, ...]:
+    figures = (result.training_seconds, result.epoch_seconds, result.accuracy_percent)
     return (
         result.experiment_name,
         result.mode,
         str(result.total_workers),
-        number(result.training_seconds),
-        number(result.epoch_seconds),
-        number(result.accuracy_percent),
+        *(number(figure if result.completed else None) for figure in figures),
     )
 
 
@@ -122,7 +123,7 @@ def study_json(outcome: StudyOutcome, results: Sequence[ExperimentResult], found
         "study": dict(outcome.document),
         "findings": [found.headline, *found.sentences],
         "notes": list(found.notes),
-        "warnings": list(outcome.warnings),
+        "warnings": [*found.warnings, *outcome.warnings],
         "experiments": [
             {**_csv_row(result), "cause": result.cause, "file": experiment_file(result.experiment_name)}
             for result in results

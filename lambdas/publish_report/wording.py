@@ -3,7 +3,10 @@
 Pure text; a figure that was not measured is a dash, never a zero.
 """
 
+from collections.abc import Sequence
+
 from contract.compute import Compute
+from contract.table import Status
 
 ABSENT = "–"
 
@@ -65,6 +68,16 @@ def compute_label(compute: Compute) -> str:
     if compute.mode == "real":
         return "real compute"
     return f"emulated compute: {compute.distribution}, mean {compute.mean_ms:g} ms"
+
+
+def verdict(study: Status, experiments: Sequence[Status]) -> str:
+    """How a study ended: its status, and what did not complete of it."""
+    unfinished = [status for status in experiments if status is not Status.COMPLETED]
+    if not unfinished:
+        return study.value
+    kind = "failed" if set(unfinished) == {Status.FAILED} else "unfinished"
+    tolerated = " (tolerated)" if study is Status.COMPLETED else ""
+    return f"{study} with {count(len(unfinished), f'{kind} experiment')}{tolerated}"
 
 
 def one_line(text: str) -> str:

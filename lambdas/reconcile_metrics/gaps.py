@@ -9,10 +9,7 @@ from dataclasses import dataclass
 from contract.metrics import FINAL_KINDS, MetricRecord
 from contract.plan import Experiment
 from contract.table import Status
-from lambdas.verdict import TaskOutcome, Verdict, judge
-
-Emitter = tuple[str, int]
-"""(role, rank)."""
+from lambdas.verdict import SUMMARIES, Emitter, TaskOutcome, Verdict, emitters_of, judge, names_of
 
 
 @dataclass(frozen=True)
@@ -23,6 +20,11 @@ class Gaps:
     """Emitters → how many of their records are known to be missing; those that miss none are left out."""
     unknown: frozenset[Emitter]
     """Emitters that were cut off before a last record: how many they emitted is not known."""
+
+    @property
+    def suspects(self) -> frozenset[Emitter]:
+        """Emitters that may have emitted more than arrived."""
+        return self.unknown | self.missing.keys()
 
     @property
     def closed(self) -> bool:
@@ -45,7 +47,7 @@ def find_gaps(
         if record.kind in FINAL_KINDS:
             finished.add(emitter)
     ended_well = {(outcome.role, outcome.rank) for outcome in outcomes if outcome.succeeded}
-    emitters = _emitters(experiment)
+    emitters = emitters_of(experiment)
     missing: dict[Emitter, int] = {}
     for emitter in emitters:
         there = arrived.get(emitter, set())
@@ -67,19 +69,11 @@ def settle(
     """
     verdict = judge(experiment, outcomes, records, error)
     gaps = find_gaps(experiment, outcomes, records)
-    summarized = {(r.role, r.rank) for r in records if r.kind in {"server_summary", "worker_summary"}}
-    if verdict.status is Status.COMPLETED and (lost := _emitters(experiment) - summarized):
-        verdict = Verdict(Status.FAILED, f"no result: the summary of {_names(lost)} did not arrive")
+    summarized = {(r.role, r.rank) for r in records if r.kind in SUMMARIES}
+    if verdict.status is Status.COMPLETED and (lost := emitters_of(experiment) - summarized):
+        verdict = Verdict(Status.FAILED, f"no result: the summary of {names_of(lost)} did not arrive")
     warnings = [
-        f"{experiment.name}: {lost} record(s) of {_names([emitter])} did not arrive"
+        f"{experiment.name}: {lost} record(s) of {names_of([emitter])} did not arrive"
         for emitter, lost in sorted(gaps.missing.items())
     ]
     return verdict, warnings
-
-
-def _emitters(experiment: Experiment) -> set[Emitter]:
-    return {("server", 0), *(("worker", rank) for rank in range(experiment.workers))}
-
-
-def _names(emitters: Iterable[Emitter]) -> str:
-    return ", ".join("server" if role == "server" else f"worker {rank}" for role, rank in sorted(emitters))

@@ -6,6 +6,7 @@ for a while, then read the source.
 
 import time
 from datetime import datetime
+from itertools import islice
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -20,40 +21,52 @@ from lambdas.table import ExperimentRow, ExperimentTable
 
 logger = Logger(service="reconcile_metrics")
 
-NOT_JUDGED = {
-    "Error": "NotJudged",
-    "Cause": "JudgeExperiment could not tell how its tasks ended; the execution's history says why",
+LINES_AT_ONCE = 1000
+"""Lines of the log streams that are in memory."""
+
+WITHOUT_VERDICT = {
+    Status.PLANNED: ("NotStarted", "no task of it was started"),
+    Status.RUNNING: ("NotJudged", "JudgeExperiment could not tell how its tasks ended"),
 }
-"""Of an experiment that is still RUNNING when every other has ended."""
+"""Error and cause of an experiment that still is so when every other has ended."""
+
+Suspects = frozenset[tuple[str, str, int]]
+"""(experiment, role, rank) of tasks whose records may not all be in the table."""
 
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  # noqa: ARG001 - Lambda passes it
-    """Close the gaps of one study's records and settle every experiment."""
+    """Close the gaps of one study's records and settle every experiment.
+
+    `unjudged` holds the name and the error of each experiment that the state machine could not bring to a verdict.
+    """
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
     environment = ReconcileEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
     rows = table.experiments(study_id)
-    gaps = _wait_until_closed(table, rows, environment.patience_seconds)
-    backfilled = 0
-    if any(not gap.closed or gap.unknown for gap in gaps):
-        backfilled = _backfill(table, study_id, environment.log_group_name)
+    suspects = _wait_for_records(table, rows, environment.patience_seconds)
+    backfilled = _backfill(table, study_id, suspects, environment.log_group_name) if suspects else 0
+    # An execution goes on as it began, also where the state machine was deployed anew meanwhile.
+    errors = {item["name"]: item["error"] for item in event.get("unjudged", [])}
     for row in rows:
-        _settle(table, row)
+        _settle(table, row, errors.get(row.experiment.name))
     logger.info("reconciled", experiments=len(rows), backfilled=backfilled)
     return {"experiments": len(rows), "backfilled": backfilled}
 
 
-def _wait_until_closed(
-    table: ExperimentTable, rows: list[ExperimentRow], patience_seconds: float
-) -> list[Gaps]:
+def _wait_for_records(table: ExperimentTable, rows: list[ExperimentRow], patience_seconds: float) -> Suspects:
+    """Give the subscription time to deliver; returns which tasks' records it may not have brought."""
     deadline = time.monotonic() + patience_seconds
     pause = 0.25
+    gaps: dict[str, Gaps] = {}
+    # What was never started has emitted nothing.
+    awaited = [row for row in rows if row.status is not Status.PLANNED]
     while True:
-        gaps = [_gaps(table, row) for row in rows]
-        if all(gap.closed for gap in gaps) or time.monotonic() >= deadline:
-            return gaps
+        gaps |= {row.experiment.name: _gaps(table, row) for row in awaited}
+        awaited = [row for row in awaited if not gaps[row.experiment.name].closed]
+        if not awaited or time.monotonic() >= deadline:
+            return frozenset((name, *emitter) for name, found in gaps.items() for emitter in found.suspects)
         time.sleep(pause)
         pause = min(2 * pause, 10)
 
@@ -63,20 +76,34 @@ def _gaps(table: ExperimentTable, row: ExperimentRow) -> Gaps:
     return find_gaps(row.experiment, row.tasks, records)
 
 
-def _backfill(table: ExperimentTable, study_id: str, log_group_name: str) -> int:
-    """Write every record of the study that its log streams hold. Returns how many there were."""
+def _backfill(table: ExperimentTable, study_id: str, suspects: Suspects, log_group_name: str) -> int:
+    """Write every record of `suspects` that the log streams hold. Returns how many there were."""
     study = table.study(study_id)
     if study is None:
         return 0
     since_ms = int(datetime.fromisoformat(study.created_at).timestamp() * 1000)
-    records = parse_lines(metric_lines(log_group_name, since_ms)).records
-    return table.put_records(record for record in records if record.study == study_id)
+    lines = metric_lines(log_group_name, study_id, since_ms)
+    backfilled = 0
+    while some := list(islice(lines, LINES_AT_ONCE)):
+        backfilled += table.put_records(
+            record
+            for record in parse_lines(some).records
+            if record.study == study_id and (record.experiment, record.role, record.rank) in suspects
+        )
+    return backfilled
 
 
-def _settle(table: ExperimentTable, row: ExperimentRow) -> None:
+def _settle(table: ExperimentTable, row: ExperimentRow, caught: dict[str, str] | None) -> None:
+    """Write the last word on an experiment; `caught` is the error that kept it from a verdict, if that is known."""
     if row.status is Status.ABORTED:
         return
-    error = NOT_JUDGED if row.status is Status.RUNNING else row.error
+    error = _error_without_verdict(row.status, caught) if row.status in WITHOUT_VERDICT else row.error
     records = table.records(row.experiment.study_id, row.experiment.name)
     verdict, warnings = settle(row.experiment, row.tasks, error, records)
     table.settle(row.experiment, verdict, tasks=row.tasks, error=error, warnings=warnings)
+
+
+def _error_without_verdict(status: Status, caught: dict[str, str] | None) -> dict[str, str]:
+    error, cause = WITHOUT_VERDICT[status]
+    why = f": {caught['Error']}: {caught['Cause']}" if caught else "; the execution's history may say more"
+    return {"Error": error, "Cause": cause + why}

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import logging
 import os
 import sys
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from local.engine.containers import Engine
 from local.engine.http_server import HttpServer
 from local.engine.launcher import Launcher, LaunchFailed
 from local.engine.lifetime import when_asked_to_end
+from local.processes import announce
 
 log = logging.getLogger("task-engine")
 
@@ -57,14 +56,6 @@ def parse_arguments(argv: list[str]) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def announce(path: Path, port: int, subnet: str) -> None:
-    """Write where the engine is, all at once, so that whoever waits for the file never reads half of it."""
-    document = json.dumps({"port": port, "pid": os.getpid(), "subnet": subnet})
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=path.name, delete=False) as file:
-        file.write(document + "\n")
-    Path(file.name).replace(path)
-
-
 async def serve(arguments: argparse.Namespace, launcher: Launcher) -> int:
     """Serve until asked to end: the exit code, 1 when the engine cannot start or go on."""
     loop = asyncio.get_running_loop()
@@ -89,7 +80,7 @@ async def serve(arguments: argparse.Namespace, launcher: Launcher) -> int:
         try:
             await launcher.ready(engine.process_exited, lost)
             port = await server.listen(arguments.port)
-            announce(arguments.announce, port, addresses.subnet)
+            announce(arguments.announce, {"port": port, "pid": os.getpid(), "subnet": addresses.subnet})
         except (LaunchFailed, OSError) as error:
             log.error("cannot start: %s", error)
             end(1)

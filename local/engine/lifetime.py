@@ -16,8 +16,8 @@ def when_asked_to_end(end: Callable[[], None]) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, end)
-    # Not PR_SET_PDEATHSIG: that follows the *thread* that started the server, and would end it with that
-    # thread.
+    # Not by PR_SET_PDEATHSIG alone, which local/processes.py sets: it follows the *thread* that started the
+    # server, and whoever starts it by other means (a shell, a test) sets none.
     if parent := os.getppid():  # 0: it lives in another PID namespace, where nothing can be seen of it
         watch = os.pidfd_open(parent)
 

@@ -1,5 +1,6 @@
 """However the command ends, and however many run at once: no process stays, no port clashes."""
 
+import json
 import os
 import signal
 import time
@@ -7,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from local.cloud import STATE, Cloud, CloudAlreadyUp, start_cloud
-from tests.e2e.machine import LONG, QUICK, processes_of, running_tasks, started, until
+from local.cloud import Cloud, CloudAlreadyUp, run_state, start_cloud
+from tests.e2e.machine import LONG, QUICK, client, processes_of, running_tasks, started, until
 
 ENDLESS = {
     "experiments": [{"mode": "sync", "workers": 2}],
@@ -26,7 +28,7 @@ def test_interrupted_run_leaves_nothing(
     # Given a run with a cloud of its own, in the middle of training
     log = tmp_path / "log"
     with started("run", str(study_file(ENDLESS)), "--local", log=log) as process:
-        state = STATE / f"run-{process.pid}"
+        state = run_state(process.pid)
         cloud = until(lambda: Cloud.load(state), 90, "its cloud is up")
         until(lambda: len(running_tasks(cloud)) == 3, 60, "its tasks are running")
         tasks = running_tasks(cloud)
@@ -45,7 +47,7 @@ def test_interrupted_run_leaves_nothing(
 def test_interrupt_while_the_cloud_is_starting_leaves_nothing(tmp_path: Path) -> None:
     log = tmp_path / "log"
     with started("demo", log=log) as process:
-        state = STATE / f"run-{process.pid}"
+        state = run_state(process.pid)
         until((state / "engine.log").exists, 30, "its cloud has begun to start")
         time.sleep(0.2)
         os.kill(process.pid, signal.SIGINT)
@@ -71,3 +73,66 @@ def test_two_runs_at_once_do_not_clash(study_file: Callable[[dict[str, Any]], Pa
 def test_second_cloud_in_the_same_place_is_refused(cloud: Cloud) -> None:
     with pytest.raises(CloudAlreadyUp, match="lockstep down"):
         start_cloud(Path(cloud.state), tied=True, progress=print)
+
+
+def test_second_cloud_is_refused_from_the_first_moment_and_a_killed_supervisor_leaves_nothing(
+    tmp_path: Path,
+) -> None:
+    # Given a cloud that somebody tries to start once more at every step of its start
+    state = tmp_path / "state"
+    refusals: list[str] = []
+
+    def start_another(_: str) -> None:
+        with pytest.raises(CloudAlreadyUp) as refused:
+            start_cloud(state, tied=True, progress=print)
+        refusals.append(str(refused.value))
+
+    cloud = start_cloud(state, tied=True, progress=start_another)
+    try:
+        assert len(refusals) >= 3
+        assert all("starting" in refusal for refusal in refusals)
+        # And which is in the middle of a study
+        client(cloud, "stepfunctions").start_execution(
+            stateMachineArn=cloud.outputs["StateMachineArn"], name="endless", input=json.dumps(ENDLESS)
+        )
+        until(lambda: len(running_tasks(cloud)) == 3, 60, "its tasks are running")
+        supervisor = psutil.Process(cloud.pid)
+        processes = [supervisor, *supervisor.children(recursive=True)]
+        assert len(processes) > 1 + 3 + 3  # it, the parts, the tasks
+
+        # When its supervisor is killed
+        supervisor.kill()
+
+        # Then every process of it is soon gone
+        assert cloud.supervisor is not None
+        cloud.supervisor.wait(10)
+        _, alive = psutil.wait_procs(processes, 30)
+        assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
+        assert processes_of(str(state)) == []
+    finally:
+        cloud.stop()
+        for process in processes_of(str(state)):
+            process.kill()
+
+
+def test_death_of_the_emulator_is_told_in_few_lines(
+    study_file: Callable[[dict[str, Any]], Path], tmp_path: Path
+) -> None:
+    # Given a run in the middle of training
+    log = tmp_path / "log"
+    with started("run", str(study_file(ENDLESS)), "--local", "--output", str(tmp_path), log=log) as process:
+        state = run_state(process.pid)
+        cloud = until(lambda: Cloud.load(state), 90, "its cloud is up")
+        until(lambda: running_tasks(cloud), 60, "a task is running")
+
+        # When the emulator dies
+        (emulator,) = (p for p in psutil.Process(cloud.pid).children() if "ministack" in p.cmdline())
+        emulator.kill()
+
+        # Then the command ends and says what it could not reach, and what became of the study
+        assert process.wait(120) == 1
+    said = log.read_text()
+    assert "Traceback" not in said
+    assert "Could not connect to the endpoint" in said.splitlines()[-1]
+    assert f"the embedded cloud at {cloud.endpoint} ends, and with it the study" in said
+    until(lambda: not processes_of(str(state)), 30, "no process of its cloud left")

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,9 @@ def test_dead_server_does_not_keep_anybody_waiting(
     until(lambda: len(running_tasks(cloud)) == 3, 60, "a server and two workers running")
     server = next(task for task in running_tasks(cloud) if task.role == "server")
     listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"]
-    assert [(address.ip.split(".")[0], address.port) for address in listening] == [("127", 8000)]
+    # gRPC listens on IPv6 sockets, which show IPv4 addresses as mapped ones
+    addresses = [(ip_address(address.ip.removeprefix("::ffff:")), address.port) for address in listening]
+    assert [(address.is_loopback, port) for address, port in addresses] == [(True, 8000)]
     os.kill(server.pid, signal.SIGKILL)
     described = ended(arn, patience_seconds=60)
     assert described["status"] == "FAILED"

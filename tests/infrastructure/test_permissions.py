@@ -9,7 +9,7 @@ from tests.infrastructure.conftest import Assembly, actions_of
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem"},
+    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem"},
     "judge_experiment": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", *TASKS},
     "ingest_metrics": {"dynamodb:BatchWriteItem"},
     "reconcile_metrics": {

@@ -272,6 +272,60 @@ def test_judging_is_told_of_an_error_only_where_there_was_one(
     }
 
 
+def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
+    """Its name alone may have been that of another one."""
+    context = {
+        "Execution": {
+            "Name": "study-1",
+            "Id": "arn:aws:states:…:study-1",
+            "StartTime": "2026-03-01T12:00:00Z",
+        }
+    }
+    payload = rendered["States"]["PlanStudy"]["Arguments"]["Payload"]
+    assert evaluated(payload, states={"input": {"seeds": [0]}, "context": context}) == {
+        "study_id": "study-1",
+        "execution_arn": "arn:aws:states:…:study-1",
+        "execution_started_at": "2026-03-01T12:00:00Z",
+        "study": {"seeds": [0]},
+    }
+
+
+ERROR = {"Error": "DynamoDB.AccessDeniedException", "Cause": "not authorized"}
+JUDGED = {"name": "one", "status": "COMPLETED"}
+
+
+@pytest.mark.parametrize(
+    ("state", "input_"), [("MarkRunning", {"name": "one"}), ("JudgeExperiment", {"Error": "…"})]
+)
+def test_what_left_an_experiment_without_a_verdict_is_handed_on(
+    rendered: Machine, item: dict[str, Any], state: str, input_: dict[str, Any]
+) -> None:
+    (catcher,) = states(rendered)[state]["Catch"]
+    assert catcher["Next"] == "LeaveToReconcile"
+    long = {**ERROR, "Cause": "x" * 30_000}
+    left = evaluated(catcher["Output"], states={"input": input_, "errorOutput": long}, experiment=item)
+    assert left == {"name": "one", "error": {**ERROR, "Cause": "x" * 1000}}
+    bare = {"Error": "States.Timeout"}
+    left = evaluated(catcher["Output"], states={"input": input_, "errorOutput": bare}, experiment=item)
+    assert left == {"name": "one", "error": {"Error": "States.Timeout", "Cause": ""}}
+
+
+@pytest.mark.parametrize("failed", [0, 1, 2])
+def test_reconciling_is_told_of_every_experiment_without_a_verdict(rendered: Machine, failed: int) -> None:
+    top = rendered["States"]
+    unjudged = [{"name": f"other-{i}", "error": ERROR} for i in range(failed)]
+    output = evaluated(top["RunExperiments"]["Output"], states={"result": [JUDGED, *unjudged]})
+    assert output == {"unjudged": unjudged}
+    context = {"Execution": {"Name": "study-1"}}
+    payload = top["ReconcileMetrics"]["Arguments"]["Payload"]
+    assert evaluated(payload, states={"input": output, "context": context}) == {
+        "study_id": "study-1",
+        "unjudged": unjudged,
+    }
+    (catcher,) = top["RunExperiments"]["Catch"]
+    assert catcher["Output"] == {"unjudged": []}
+
+
 def test_a_refused_study_starts_nothing_and_says_why(rendered: Machine) -> None:
     top = rendered["States"]
     (choice,) = top["AcceptStudy"]["Choices"]

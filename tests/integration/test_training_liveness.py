@@ -75,7 +75,7 @@ def test_a_server_that_is_told_to_stop_tells_its_workers(tmp_path: Path) -> None
         wait_all(running.tasks)
         assert_failed(running.server, "stopped by SIGTERM", exit_code=128 + signal.SIGTERM)
         for worker in running.workers:
-            assert_failed(worker, "the server was stopped by SIGTERM")
+            assert_failed(worker, "the server was stopped by SIGTERM", lost_peer="server")
 
 
 def test_a_worker_that_is_told_to_stop_does_so_at_its_barrier(tmp_path: Path) -> None:
@@ -91,13 +91,15 @@ def test_a_worker_that_is_told_to_stop_does_so_at_its_barrier(tmp_path: Path) ->
 def test_the_deadline_ends_a_training_that_does_not_end(tmp_path: Path) -> None:
     with experiment(tmp_path, 1, EXPERIMENT_TIMEOUT_SECONDS=2, **LONG) as running:
         wait_all(running.tasks)
-        for task in running.tasks:
-            assert_failed(task, "training did not end within EXPERIMENT_TIMEOUT_SECONDS=2")
+        cause = "training did not end within EXPERIMENT_TIMEOUT_SECONDS=2"
+        assert_failed(running.server, cause)
+        assert_failed(running.workers[0], cause, lost_peer="server")
 
 
 def test_a_server_names_the_workers_that_never_came(tmp_path: Path) -> None:
     running = Experiment(tmp_path, 3, EXPERIMENT_TIMEOUT_SECONDS=2)
     worker = running.start_worker(1)
     wait_all(running.tasks)
-    for task in (running.server, worker):
-        assert_failed(task, r"not all workers joined within \d s: missing ranks 0, 2")
+    cause = r"not all workers joined within \d s: missing ranks 0, 2"
+    assert_failed(running.server, cause)
+    assert_failed(worker, cause, lost_peer="server")

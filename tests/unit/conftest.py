@@ -7,10 +7,13 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from moto import mock_aws
 
-from lambdas.table import ExperimentTable
+from lambdas.table import Execution, ExperimentTable
 from tests.unit.fake_ecs import CLUSTER, FakeEcs
 
 TABLE, BUCKET, LOG_GROUP = "lockstep-table", "lockstep-results", "lockstep-tasks"
+EXECUTION = Execution(
+    "arn:aws:states:us-east-1:123456789012:execution:lockstep:study-1", "2026-03-01T12:00:00Z"
+)
 
 
 class FunctionContext(LambdaContext):

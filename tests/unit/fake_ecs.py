@@ -62,6 +62,14 @@ def ended(group: str, role: str, rank: int = 0, **how: Any) -> FakeTask:
     return FakeTask(group, role, rank, **{**defaults, **how})
 
 
+class _Refused(Exception):
+    """What the API answers with an error code."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 @dataclass
 class FakeEcs:
     """The cluster. Use as a context manager; `endpoint` is where it listens."""
@@ -69,6 +77,8 @@ class FakeEcs:
     tasks: list[FakeTask] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     """Arguments of StopTask, in order: group/role/rank and reason."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """group/role/rank → error code that StopTask answers."""
     endpoint: str = ""
 
     def add(self, *tasks: FakeTask) -> None:
@@ -76,6 +86,10 @@ class FakeEcs:
         for task in tasks:
             task.arn = f"{CLUSTER.replace(':cluster/', ':task/')}/{len(self.tasks):032x}"
             self.tasks.append(task)
+
+    def forget(self, *tasks: FakeTask) -> None:
+        """As ECS does with tasks that ended some time ago."""
+        self.tasks = [task for task in self.tasks if task not in tasks]
 
     def running(self) -> list[str]:
         """Tasks that nobody has asked to stop, as group/role/rank."""
@@ -95,7 +109,11 @@ class FakeEcs:
                 "failures": [{"arn": arn, "reason": "MISSING"} for arn in wanted if arn not in found],
             }
         assert action == "StopTask", action
-        (task,) = (task for task in self.tasks if task.arn == request["task"])
+        task = next((task for task in self.tasks if task.arn == request["task"]), None)
+        if task is None:
+            raise _Refused("InvalidParameterException", "The referenced task was not found.")
+        if code := self.refusals.get(_label(task)):
+            raise _Refused(code, "for this test")
         self.stopped.append(f"{_label(task)}: {request['reason']}")
         if task.status == "RUNNING":
             task.status, task.stop_code, task.reason = "STOPPING", "UserInitiated", request["reason"]
@@ -118,8 +136,12 @@ class FakeEcs:
             def do_POST(self) -> None:
                 action = self.headers["X-Amz-Target"].rpartition(".")[2]
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                body = json.dumps(ecs.answer(action, request)).encode()
-                self.send_response(200)
+                try:
+                    status, answer = 200, ecs.answer(action, request)
+                except _Refused as refused:
+                    status, answer = 400, {"__type": refused.code, "message": str(refused)}
+                body = json.dumps(answer).encode()
+                self.send_response(status)
                 self.send_header("Content-Type", "application/x-amz-json-1.1")
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()

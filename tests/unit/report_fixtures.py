@@ -43,6 +43,8 @@ class Gradients:
     staleness: list[tuple[int, bool]] = field(default_factory=list)
     """(staleness, whether all workers were training)."""
     updates: int = 0
+    updates_all_training: int = 0
+    all_training_seconds: float = 0.0
 
     def finished_at(self, rank: int, steps: int) -> float:
         """Seconds after which worker `rank` had done so many steps."""
@@ -161,9 +163,14 @@ def _async(draws: list[list[float]]) -> Gradients:
     arrivals = [(mine[0], rank, 0) for rank, mine in enumerate(draws)]
     pulled = [0] * len(draws)
     heapq.heapify(arrivals)
-    all_training = True
+    all_training, before, fresh = True, 0.0, set(range(len(draws)))
     while arrivals:
         now, rank, step = heapq.heappop(arrivals)
+        if all_training and not fresh:
+            run.updates_all_training += 1
+            run.all_training_seconds += now - before
+        before = now
+        fresh.discard(rank)
         run.staleness.append((run.updates - pulled[rank], all_training))
         run.updates += 1
         pulled[rank] = run.updates
@@ -221,6 +228,8 @@ def _server_records(experiment: Experiment, run: Gradients) -> Iterator[MetricRe
         average_gradient_staleness=fmean(stale),
         average_gradient_staleness_all_training=fmean(stale_together),
         gradients_all_training=len(stale_together),
+        updates_all_training=run.updates_all_training,
+        all_training_seconds=run.all_training_seconds,
         staleness_histogram=dict(Counter(stale)),
         apply_seconds=run.updates * 0.0006,
     )

@@ -1,7 +1,7 @@
 """Lines of a refusal: where, what, how to fix it."""
 
 import pytest
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from contract.errors import MAX_LINE_CHARACTERS, LockstepError, MetricLineRefused, Refused, StudyRefused
 from contract.problems import path_of, problems_of
@@ -12,6 +12,7 @@ class Inner(BaseModel):
 
     height: int = 0
     width: int = 0
+    schema_location: str = Field("", alias="$schema", exclude=True)
 
 
 class Outer(BaseModel):
@@ -20,6 +21,7 @@ class Outer(BaseModel):
     one: Inner = Inner()
     some: list[Inner] | None = None
     label: str = ""
+    inside: Inner = Field(Inner(), alias="in")
 
 
 def problems(document: object) -> list[str]:
@@ -48,7 +50,13 @@ def test_a_location_reads_like_a_path(location: tuple[int | str, ...], path: str
         ({"lable": ""}, ["lable: unknown key; did you mean 'label'?"]),
         ({"one": {"heihgt": 1}}, ["one.heihgt: unknown key; did you mean 'height'?"]),
         ({"some": [{}, {"widht": 1}]}, ["some[1].widht: unknown key; did you mean 'width'?"]),
-        ({"one": {"colour": 1}}, ["one.colour: unknown key; known keys: height, width"]),
+        ({"one": {"colour": 1}}, ["one.colour: unknown key; known keys: height, width, $schema"]),
+        ({"one": {"schema": ""}}, ["one.schema: unknown key; did you mean '$schema'?"]),
+        (
+            {"one": {"schema_location": ""}},
+            ["one.schema_location: unknown key; known keys: height, width, $schema"],
+        ),
+        ({"in": {"widht": 1}}, ["in.widht: unknown key; did you mean 'width'?"]),
         ({"label": 3}, ["label: must be a valid string, not 3"]),
         ({"label": list(range(9))}, ["label: must be a valid string, not [0, 1, 2, 3, 4, 5, ...]"]),
         ({"label": [["x" * 60]]}, [f"label: must be a valid string, not [['{'x' * 27}...{'x' * 24}..."]),

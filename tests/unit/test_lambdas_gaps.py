@@ -7,8 +7,8 @@ from contract.metrics import FINAL_KINDS, MetricRecord
 from contract.plan import plan
 from contract.study import parse_study
 from contract.table import Status
-from lambdas.reconcile_metrics.gaps import Emitter, find_gaps, settle
-from lambdas.verdict import TaskOutcome
+from lambdas.reconcile_metrics.gaps import find_gaps, settle
+from lambdas.verdict import Emitter, TaskOutcome
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 (EXPERIMENT,) = plan(
@@ -53,6 +53,7 @@ def test_whatever_is_dropped_or_repeated_the_known_losses_are_counted(
     gaps = find_gaps(EXPERIMENT, WELL if ended_well else KILLED, arrived)
     assert gaps.missing == known_lost(dropped, ended_well=ended_well)
     assert gaps.closed == (not gaps.missing)
+    assert gaps.suspects == gaps.missing.keys() | gaps.unknown
     finished = {emitter(record) for record in arrived if record.kind in FINAL_KINDS}
     assert gaps.unknown == (frozenset() if ended_well else EMITTERS - finished)
 
@@ -103,7 +104,7 @@ def test_a_failure_keeps_its_own_cause() -> None:
 def test_what_was_never_started_misses_nothing_that_is_known() -> None:
     gaps = find_gaps(EXPERIMENT, [], [])
     assert gaps.closed
-    assert gaps.unknown == EMITTERS
+    assert gaps.unknown == gaps.suspects == EMITTERS
 
 
 def test_records_of_ranks_that_were_not_planned_are_left_aside() -> None:

@@ -10,6 +10,7 @@ from contract.study import parse_study
 from contract.table import Status
 from lambdas.judge_experiment.handler import handler
 from lambdas.table import ExperimentTable
+from tests.unit.conftest import EXECUTION
 from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 from tests.unit.report_fixtures import records_of, task_failed
 
@@ -20,7 +21,7 @@ DOCUMENT = {"matrix": {"mode": ["sync"], "workers": [2, 1]}}
 def experiment(table: ExperimentTable) -> Experiment:
     """The first experiment of a planned study."""
     planned = plan(parse_study(DOCUMENT), "study-1")
-    table.put_plan("study-1", DOCUMENT, planned)
+    table.put_plan("study-1", DOCUMENT, planned, EXECUTION)
     return planned[0]
 
 

@@ -22,8 +22,13 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def call(study: object, context: LambdaContext) -> dict[str, Any]:
-    event = {"study_id": "study-1", "execution_arn": "arn:aws:states:…", "study": study}
+def call(study: object, context: LambdaContext, started_at: str = "2026-03-01T12:00:00Z") -> dict[str, Any]:
+    event = {
+        "study_id": "study-1",
+        "execution_arn": "arn:aws:states:…",
+        "execution_started_at": started_at,
+        "study": study,
+    }
     result: dict[str, Any] = handler(event, context)
     return result
 
@@ -51,6 +56,26 @@ def test_a_retried_call_says_the_same_and_keeps_the_rows(
     table.abort(row.experiment, "the execution was stopped")
     assert call(DOCUMENT, context) == first
     assert table.experiments("study-1")[0].status is Status.ABORTED
+
+
+def test_another_execution_under_the_same_name_is_refused_and_the_rows_stay(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    """Step Functions gives a name free again after 90 days; what is known of its study stays for a year."""
+    call(DOCUMENT, context)
+    before = (table.study("study-1"), table.experiments("study-1"))
+    # When the name comes again with a later start, whatever the document
+    for document in (DOCUMENT, {"matrix": {"workers": [5]}}):
+        refused = call(document, context, started_at="2026-06-01T12:00:00Z")
+        # Then it says so and what to do, and nothing of the other study is touched
+        assert refused == {
+            "refusal": "study refused: 1 problem\n"
+            "  - study id study-1: taken by an execution that started at 2026-03-01T12:00:00Z;"
+            " start this one under another name",
+            "experiments": [],
+        }
+        assert (table.study("study-1"), table.experiments("study-1")) == before
+    assert call(DOCUMENT, context)["refusal"] == ""
 
 
 def test_a_refused_study_names_every_problem_and_leaves_no_row(

@@ -14,7 +14,7 @@ from contract.table import Status
 from lambdas.publish_report.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
-from tests.unit.conftest import BUCKET
+from tests.unit.conftest import BUCKET, EXECUTION
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 PREFIX = study_prefix("study-1")
@@ -44,7 +44,7 @@ def run(table: ExperimentTable, *, failing: str = "", tolerated: int = 0) -> lis
     """Rows of a study of two experiments that ended, one of them badly where it is named."""
     document = {"matrix": {"workers": [2]}, "training": {"epochs": 3}, "tolerated_failures": tolerated}
     experiments = plan(parse_study(document), "study-1")
-    table.put_plan("study-1", document, experiments)
+    table.put_plan("study-1", document, experiments, EXECUTION)
     for experiment in experiments:
         if experiment.name == failing:
             outcome = failed_outcome(experiment)
@@ -59,7 +59,7 @@ def run(table: ExperimentTable, *, failing: str = "", tolerated: int = 0) -> lis
 def plan_only(table: ExperimentTable) -> list[Experiment]:
     """Rows of a study of which nothing ran: no plots to draw."""
     experiments = plan(parse_study({}), "study-1")
-    table.put_plan("study-1", {}, experiments)
+    table.put_plan("study-1", {}, experiments, EXECUTION)
     return experiments
 
 

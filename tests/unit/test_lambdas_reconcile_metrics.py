@@ -1,10 +1,13 @@
 """ReconcileMetrics: rows that never arrived are read from the log streams, then every experiment is settled."""
 
 import time
+from collections.abc import Iterator
+from typing import Any
 
 import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from ministack.services.cloudwatch_logs import _compile_filter_pattern
 
 from contract.metrics import MetricRecord, to_line
 from contract.plan import Experiment, plan
@@ -13,7 +16,7 @@ from contract.table import Status
 from lambdas.reconcile_metrics.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
-from tests.unit.conftest import LOG_GROUP
+from tests.unit.conftest import EXECUTION, LOG_GROUP
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 DOCUMENT = {"matrix": {"mode": ["async"], "workers": [2, 1]}}
@@ -35,16 +38,50 @@ class Streams:
         self._logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=events)  # type: ignore[arg-type]  # a plain dict is one
 
 
+class EmbeddedFilter:
+    """The filter patterns of the embedded cloud, which like AWS asks for every term of several; moto does not."""
+
+    def __init__(self, pattern: str) -> None:
+        self.matches = _compile_filter_pattern(pattern)
+
+
 @pytest.fixture
 def streams(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Streams:
     monkeypatch.setenv("PATIENCE_SECONDS", "0")
+    monkeypatch.setattr("moto.logs.models.EventMessageFilter", EmbeddedFilter)
     return Streams(aws)
+
+
+@pytest.fixture
+def read_lines(aws: boto3.Session) -> Iterator[list[str]]:
+    """Every line that the log streams have answered."""
+    lines: list[str] = []
+
+    def note(parsed: dict[str, Any], **_: Any) -> None:
+        lines.extend(event["message"] for event in parsed["events"])
+
+    aws.events.register("after-call.cloudwatch-logs.FilterLogEvents", note, unique_id="lines")
+    yield lines
+    aws.events.unregister("after-call.cloudwatch-logs.FilterLogEvents", unique_id="lines")
+
+
+@pytest.fixture
+def written(aws: boto3.Session) -> Iterator[list[int]]:
+    """Rows of every BatchWriteItem call."""
+    sizes: list[int] = []
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        sizes.extend(len(rows) for rows in params["RequestItems"].values())
+
+    aws.events.register("provide-client-params.dynamodb.BatchWriteItem", note, unique_id="written")
+    yield sizes
+    aws.events.unregister("provide-client-params.dynamodb.BatchWriteItem", unique_id="written")
 
 
 @pytest.fixture
 def experiments(table: ExperimentTable) -> list[Experiment]:
     planned = plan(parse_study(DOCUMENT), "study-1")
-    table.put_plan("study-1", DOCUMENT, planned)
+    table.put_plan("study-1", DOCUMENT, planned, EXECUTION)
     return planned
 
 
@@ -55,8 +92,8 @@ def judge_well(table: ExperimentTable, *experiments: Experiment) -> None:
         table.settle(experiment, COMPLETED, tasks=tasks)
 
 
-def call(context: LambdaContext) -> dict[str, int]:
-    result: dict[str, int] = handler({"study_id": "study-1"}, context)
+def call(context: LambdaContext, unjudged: list[dict[str, Any]] | None = None) -> dict[str, int]:
+    result: dict[str, int] = handler({"study_id": "study-1", "unjudged": unjudged or []}, context)
     return result
 
 
@@ -93,6 +130,65 @@ def test_missing_rows_come_from_the_streams(
         assert table.records("study-0", experiment.name) == []
     rows = table.experiments("study-1")
     assert [(row.status, list(row.warnings)) for row in rows] == [(Status.COMPLETED, [])] * 2
+
+
+def test_only_lines_of_the_study_are_read_and_only_what_may_be_missing_is_written(
+    table: ExperimentTable,
+    streams: Streams,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    *,
+    read_lines: list[str],
+    written: list[int],
+) -> None:
+    """One worker was killed: its last records may be in the streams alone. All others' are there already."""
+    two, one = experiments
+    judge_well(table, one)
+    outcome = failed_outcome(two)
+    tasks = [
+        TaskOutcome(role="server", exit_code=1),
+        TaskOutcome(role="worker", rank=0, exit_code=1),
+        TaskOutcome(role="worker", rank=1, exit_code=137),
+    ]
+    table.settle(two, Verdict(Status.FAILED, "worker 1 was killed"), tasks=tasks)
+    killed = [r for r in outcome.records if (r.role, r.rank) == ("worker", 1)]
+    assert len(killed) >= 3
+    table.put_records([*records_of(one), *(r for r in outcome.records if r not in killed[1:])])
+    own = [to_line(record) for record in [*records_of(one), *outcome.records]]
+    foreign = [to_line(r.model_copy(update={"study": "other-1"})) for r in records_of(one)]
+    streams.print("lockstep/all", *own, *foreign, "study-1 is no metric line", "METRICS_JSON neither")
+    written.clear()
+    # When it is reconciled
+    assert call(context) == {"experiments": 2, "backfilled": len(killed)}
+    # Then no line of another study was answered, and no row of another task was written
+    assert sorted(read_lines) == sorted(own)
+    assert sum(written) == len(killed)
+    assert table.records("study-1", two.name, emitter=("worker", 1)) == killed
+
+
+def test_records_are_written_some_at_a_time(
+    table: ExperimentTable,
+    streams: Streams,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """However long a study's log streams are, so many lines of them are in memory."""
+    judge_well(table, *experiments)
+    emitted = [record for experiment in experiments for record in records_of(experiment)]
+    streams.print("lockstep/all", *(to_line(record) for record in emitted))
+    put = ExperimentTable.put_records
+    batches: list[int] = []
+
+    def counted(self: ExperimentTable, records: Iterator[MetricRecord]) -> int:
+        batches.append(count := put(self, records))
+        return count
+
+    monkeypatch.setattr(ExperimentTable, "put_records", counted)
+    monkeypatch.setattr("lambdas.reconcile_metrics.handler.LINES_AT_ONCE", 7)
+    assert call(context) == {"experiments": 2, "backfilled": len(emitted)}
+    assert len(batches) >= len(emitted) // 7
+    assert max(batches) <= 7
 
 
 def test_what_the_streams_do_not_hold_is_a_warning_or_a_failure(
@@ -169,7 +265,27 @@ def test_what_was_aborted_stays_so_and_what_was_never_started_failed(
     call(context)
     aborted, planned = table.experiments("study-1")
     assert (aborted.status, aborted.cause) == (Status.ABORTED, "the execution was stopped")
-    assert (planned.status, planned.cause) == (Status.FAILED, "0 of 2 tasks were started (none)")
+    assert planned.status is Status.FAILED
+    assert planned.cause == ("NotStarted: no task of it was started; the execution's history may say more")
+
+
+@pytest.mark.usefixtures("streams")
+def test_an_experiment_whose_row_could_not_be_marked_says_why(
+    table: ExperimentTable, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """The state machine's error is all that is known of it: it has neither tasks nor records."""
+    judge_well(table, experiments[1])
+    error = {"Error": "DynamoDB.AccessDeniedException", "Cause": "not authorized to perform UpdateItem"}
+    call(context, [{"name": experiments[0].name, "error": error}])
+    row = table.experiment("study-1", experiments[0].name)
+    cause = (
+        "NotStarted: no task of it was started:"
+        " DynamoDB.AccessDeniedException: not authorized to perform UpdateItem"
+    )
+    assert (row.status, row.cause) == (Status.FAILED, cause)
+    # And a retried call, however little it is told, says the same
+    call(context)
+    assert table.experiment("study-1", experiments[0].name).cause == cause
 
 
 @pytest.mark.usefixtures("streams")
@@ -183,12 +299,29 @@ def test_an_experiment_whose_end_could_not_be_judged_is_not_said_to_have_had_no_
         ExpressionAttributeNames={"#status": "status"},
         ExpressionAttributeValues={":running": "RUNNING"},
     )
-    call(context)
+    call(context, [{"name": experiments[0].name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
     row = table.experiment("study-1", experiments[0].name)
     assert row.status is Status.FAILED
-    assert row.cause.startswith("NotJudged: JudgeExperiment could not tell how its tasks ended")
+    assert row.cause == (
+        "NotJudged: JudgeExperiment could not tell how its tasks ended: Lambda.Unknown: timed out"
+    )
     call(context)
     assert table.experiment("study-1", experiments[0].name).cause == row.cause
+
+
+def test_a_worker_that_ecs_has_forgotten_counts_by_its_summary(
+    table: ExperimentTable, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """Its records were on the way when the experiment was judged, an hour and more after it had ended."""
+    two, one = experiments
+    judge_well(table, one)
+    known = [TaskOutcome(role=role, exit_code=0) for role in ("server", "worker")]
+    table.settle(two, Verdict(Status.FAILED, "2 of 3 tasks were started (server, worker 0)"), tasks=known)
+    for experiment in experiments:
+        table.put_records(records_of(experiment))
+    assert call(context) == {"experiments": 2, "backfilled": 0}
+    row = table.experiment("study-1", two.name)
+    assert (row.status, row.cause, list(row.warnings)) == (Status.COMPLETED, "", [])
 
 
 def test_a_study_that_was_never_planned_has_nothing_to_reconcile(

@@ -1,11 +1,13 @@
 """SweepTasks: the tasks of an execution that has ended are stopped, those of one that runs are left alone."""
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
+from botocore.exceptions import ClientError
 
 from contract.plan import Experiment, plan
 from contract.study import parse_study
@@ -13,6 +15,7 @@ from contract.table import Status
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
+from tests.unit.conftest import EXECUTION
 from tests.unit.fake_ecs import FakeEcs, FakeTask
 
 DOCUMENT = {"matrix": {"workers": [2]}}
@@ -59,7 +62,7 @@ def executions(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Execution
 
 def planned(table: ExperimentTable, study_id: str) -> list[Experiment]:
     experiments = plan(parse_study(DOCUMENT), study_id)
-    table.put_plan(study_id, DOCUMENT, experiments)
+    table.put_plan(study_id, DOCUMENT, experiments, EXECUTION)
     return experiments
 
 
@@ -126,6 +129,80 @@ def test_the_schedule_finds_what_no_event_told(
     assert ecs.running() == []
     assert statuses(table, "stopped-1")[0] is Status.ABORTED
     assert table.experiments("forgotten-1")[0].cause == "the execution of the study has ended: MISSING"
+
+
+@pytest.fixture
+def unreadable(aws: boto3.Session) -> Iterator[set[str]]:
+    """Names of executions that DescribeExecution answers with an error."""
+    names: set[str] = set()
+
+    def refuse(params: dict[str, Any], **_: Any) -> None:
+        if params["executionArn"].rpartition(":")[2] in names:
+            raise ClientError(
+                {"Error": {"Code": "AccessDeniedException", "Message": ""}}, "DescribeExecution"
+            )
+
+    event = "provide-client-params.stepfunctions.DescribeExecution"
+    aws.events.register(event, refuse, unique_id="unreadable")
+    yield names
+    aws.events.unregister(event, unique_id="unreadable")
+
+
+@pytest.mark.parametrize("broken", ["stopped-1", "stopped-2", "stopped-3"])
+def test_a_study_that_cannot_be_swept_does_not_keep_the_others(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    *,
+    unreadable: set[str],
+    broken: str,
+) -> None:
+    for study_id in ("stopped-1", "stopped-2", "stopped-3"):
+        (experiment, _) = planned(table, study_id)
+        ecs.add(*tasks_of(experiment))
+        executions.start(study_id)
+        executions.abort(study_id)
+    unreadable.add(broken)
+    # The call fails, so that it is seen and made again
+    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
+        call(SCHEDULED, context)
+    assert {label.partition("/")[0] for label in ecs.running()} == {broken}
+    assert statuses(table, broken)[0] is Status.RUNNING
+    unreadable.clear()
+    assert call(SCHEDULED, context) == {"swept": 3}
+    assert ecs.running() == []
+
+
+def test_a_task_that_cannot_be_stopped_does_not_keep_the_others_of_its_study(
+    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+) -> None:
+    (experiment, _) = planned(table, "stopped-1")
+    ecs.add(*tasks_of(experiment))
+    stuck = f"{experiment.task_group}/worker/0"
+    ecs.refusals[stuck] = "AccessDeniedException"
+    executions.start("stopped-1")
+    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
+        call(executions.abort("stopped-1"), context)
+    assert ecs.running() == [stuck]
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+
+
+def test_rows_that_cannot_be_written_do_not_keep_the_tasks(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (experiment, _) = planned(table, "stopped-1")
+    ecs.add(*tasks_of(experiment))
+    executions.start("stopped-1")
+    event = executions.abort("stopped-1")
+    monkeypatch.setenv("TABLE_NAME", "absent")
+    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
+        call(event, context)
+    assert ecs.running() == []
 
 
 def test_sweeping_twice_is_sweeping_once(

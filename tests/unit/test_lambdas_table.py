@@ -8,11 +8,12 @@ import pytest
 from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 
+from contract.errors import StudyRefused
 from contract.metrics import MetricRecord, ServerInterval
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import EXPIRY, TERMINAL, Status
-from lambdas.table import ExperimentTable
+from lambdas.table import Execution, ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
 from tests.unit.conftest import TABLE
 from tests.unit.metric_records import records
@@ -20,6 +21,7 @@ from tests.unit.report_fixtures import records_of, task_failed
 
 STUDY = "study-1"
 DOCUMENT = {"matrix": {"workers": [2, 1]}, "training": {"learning_rate": 0.1}}
+FIRST = Execution("arn:aws:states:…:study-1", "2026-03-01T12:00:00Z")
 KILLED = Verdict(Status.FAILED, "worker 1 was killed")
 
 
@@ -27,7 +29,7 @@ KILLED = Verdict(Status.FAILED, "worker 1 was killed")
 def experiments(table: ExperimentTable) -> list[Experiment]:
     """A study of four experiments, planned."""
     planned = plan(parse_study(DOCUMENT), STUDY)
-    table.put_plan(STUDY, DOCUMENT, planned)
+    table.put_plan(STUDY, DOCUMENT, planned, FIRST)
     return planned
 
 
@@ -67,15 +69,39 @@ def test_a_plan_that_is_written_twice_stays_as_it_was(
     table.settle(experiments[0], KILLED)
     table.end_study(STUDY, Status.FAILED)
     before = rows()
-    table.put_plan(STUDY, {"other": 1}, reversed(experiments))
+    table.put_plan(STUDY, {"other": 1}, reversed(experiments), FIRST)
     assert rows() == before
 
 
 def test_a_plan_that_was_half_written_is_completed(table: ExperimentTable) -> None:
     planned = plan(parse_study(DOCUMENT), STUDY)
-    table.put_plan(STUDY, DOCUMENT, planned[:1])
-    table.put_plan(STUDY, DOCUMENT, planned)
+    table.put_plan(STUDY, DOCUMENT, planned[:1], FIRST)
+    table.put_plan(STUDY, DOCUMENT, planned, FIRST)
     assert [row.experiment for row in table.experiments(STUDY)] == planned
+
+
+@pytest.mark.usefixtures("experiments")
+@pytest.mark.parametrize(
+    "other",
+    [FIRST._replace(started_at="2026-06-01T12:00:00Z"), FIRST._replace(arn="arn:aws:states:…:other:study-1")],
+)
+def test_a_plan_of_another_execution_is_refused(table: ExperimentTable, other: Execution) -> None:
+    before = rows()
+    with pytest.raises(StudyRefused, match=r"study-1: taken by an execution that started at 2026-03-01"):
+        table.put_plan(STUDY, {}, plan(parse_study({}), STUDY), other)
+    assert rows() == before
+
+
+def test_a_study_of_nobody_knows_which_execution_is_not_taken_over(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    """Rows of a version that did not write down whose they are."""
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": f"STUDY#{STUDY}", "sk": "STUDY"},
+        UpdateExpression="REMOVE execution_arn, execution_started_at",
+    )
+    with pytest.raises(StudyRefused, match="taken by an execution that started at"):
+        table.put_plan(STUDY, DOCUMENT, experiments, FIRST)
 
 
 def test_a_verdict_is_read_back_with_what_it_rests_on(
@@ -188,18 +214,17 @@ def test_more_rows_than_one_answer_holds_are_all_read(
     assert table.records(STUDY, experiment.name) == many
 
 
-def test_records_expire_after_a_year(table: ExperimentTable, experiments: list[Experiment]) -> None:
+def test_every_row_expires_after_a_year(table: ExperimentTable, experiments: list[Experiment]) -> None:
     table.put_records(records_of(experiments[0])[:1])
-    (row,) = (
-        item
-        for item in boto3.resource("dynamodb").Table(TABLE).scan()["Items"]
-        if "METRIC" in str(item["sk"])
-    )
+    stored = boto3.resource("dynamodb").Table(TABLE).scan()["Items"]
+    assert len(stored) == 1 + len(experiments) + 1
     (record,) = table.records(STUDY, experiments[0].name)
     year = 365 * 24 * 3600
     study = table.study(STUDY)
     assert study is not None
-    assert int(str(row[EXPIRY])) - year >= datetime.fromisoformat(study.created_at).timestamp() - 1
+    for row in stored:
+        age = int(str(row[EXPIRY])) - year - datetime.fromisoformat(study.created_at).timestamp()
+        assert -1 <= age < 3600
     assert record == records_of(experiments[0])[0]
 
 
@@ -233,7 +258,7 @@ def test_an_error_of_the_table_is_not_taken_for_a_row_that_is_there(aws: boto3.S
     absent = ExperimentTable.named("absent", aws)
     (experiment, _) = plan(parse_study({}), STUDY)
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
-        absent.put_plan(STUDY, {}, [experiment])
+        absent.put_plan(STUDY, {}, [experiment], FIRST)
     with pytest.raises(ClientError, match="ResourceNotFoundException"):
         absent.settle(experiment, KILLED)
     with pytest.raises(ClientError, match="ResourceNotFoundException"):

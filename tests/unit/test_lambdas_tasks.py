@@ -86,6 +86,26 @@ def test_ending_a_group_stops_its_tasks_alone_and_waits_for_them(
     assert set(pauses) == {2}
 
 
+def test_stopping_what_ecs_has_forgotten_meanwhile_is_no_error(ecs: FakeEcs, tasks: TaskList) -> None:
+    gone, there = FakeTask(GROUP, "server"), FakeTask(GROUP, "worker", 0)
+    ecs.add(gone, there)
+    running = tasks.running()
+    ecs.forget(gone)
+    tasks.stop(running, "it has ended")
+    assert ecs.stopped == [f"{GROUP}/worker/0: it has ended"]
+
+
+def test_a_task_that_cannot_be_stopped_does_not_keep_the_others(ecs: FakeEcs, tasks: TaskList) -> None:
+    ecs.add(*(FakeTask(GROUP, "worker", rank) for rank in range(4)))
+    for rank, code in ((0, "AccessDeniedException"), (2, "InvalidParameterException")):
+        ecs.refusals[f"{GROUP}/worker/{rank}"] = code
+    with pytest.raises(ExceptionGroup, match="2 tasks could not be stopped") as raised:
+        tasks.stop(tasks.running(), "it has ended")
+    said = [str(error) for error in raised.value.exceptions]
+    assert ["AccessDenied" in said[0], "InvalidParameter" in said[1]] == [True, True]
+    assert ecs.running() == [f"{GROUP}/worker/0", f"{GROUP}/worker/2"]
+
+
 def test_a_task_that_does_not_end_is_an_error(
     ecs: FakeEcs, tasks: TaskList, monkeypatch: pytest.MonkeyPatch
 ) -> None:

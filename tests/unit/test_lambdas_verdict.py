@@ -8,7 +8,7 @@ from contract.metrics import MetricRecord, Role
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
-from lambdas.verdict import TaskOutcome, judge
+from lambdas.verdict import TaskOutcome, Verdict, judge
 from tests.unit.report_fixtures import records_of, task_failed
 
 (EXPERIMENT,) = plan(parse_study({"experiments": [{"name": "one", "mode": "sync", "workers": 4}]}), "study-1")
@@ -150,6 +150,55 @@ KILLED_TEXT = "was killed (exit code 137: SIGKILL, from outside or for lack of m
             id="taken away by AWS, whatever its exit code",
         ),
         pytest.param(
+            all_ended(
+                worker_1=ended(
+                    "worker",
+                    1,
+                    exit_code=143,
+                    stop_code="SpotInterruption",
+                    stopped_reason="Your Spot Task was interrupted.",
+                    stopped_at="2026-03-01T12:00:02",
+                ),
+                worker_3=ended("worker", 3, exit_code=1, stopped_at="2026-03-01T12:00:01"),
+            ),
+            [gave_up("worker", 1, "stopped by SIGTERM"), gave_up("worker", 3, "no space left")],
+            None,
+            "worker 1 was taken away (SpotInterruption): Your Spot Task was interrupted."
+            " Then: worker 3 failed: no space left",
+            id="taken away by AWS, whatever it said when it was told to stop",
+        ),
+        pytest.param(
+            all_ended(
+                server=ended(
+                    "server",
+                    exit_code=143,
+                    stop_code="TerminationNotice",
+                    stopped_reason="Fargate retires its host",
+                    stopped_at="2026-03-01T12:00:03",
+                ),
+                worker_0=ended("worker", 0, exit_code=1, stopped_at="2026-03-01T12:00:01"),
+            ),
+            [
+                gave_up("server", 0, "stopped by SIGTERM"),
+                gave_up("worker", 0, "the server was stopped by SIGTERM"),
+            ],
+            None,
+            "server was taken away (TerminationNotice): Fargate retires its host."
+            " Then: worker 0 failed: the server was stopped by SIGTERM",
+            id="the server taken away, and its workers ended before it",
+        ),
+        pytest.param(
+            all_ended(
+                worker_0=ended(
+                    "worker", 0, exit_code=None, stop_code="SpotInterruption", stopped_reason="capacity"
+                )
+            ),
+            [],
+            None,
+            "worker 0 was taken away (SpotInterruption): capacity",
+            id="taken away before any process ended",
+        ),
+        pytest.param(
             [ended("server", **BY_CONTROLLER), *(ended("worker", r, **BY_CONTROLLER) for r in range(4))],
             [],
             None,
@@ -204,6 +253,24 @@ def test_an_experiment_is_judged_by_how_its_tasks_ended(
 
 def test_records_of_success_are_no_reason_to_fail() -> None:
     assert judge(EXPERIMENT, all_ended(), records_of(EXPERIMENT), None).status is Status.COMPLETED
+
+
+@pytest.mark.parametrize("forgotten", [["worker 1"], ["worker 0", "worker 3"], ["server"]])
+def test_what_ecs_has_forgotten_ended_well_where_its_summary_says_so(forgotten: list[str]) -> None:
+    """ECS remembers an ended task for an hour; an experiment may go on for a day."""
+    known = [outcome for outcome in all_ended() if outcome.label not in forgotten]
+    said = records_of(EXPERIMENT)
+    assert judge(EXPERIMENT, known, said, None) == Verdict(Status.COMPLETED)
+    # Then without a summary it is not known to have been there at all
+    mute = [record for record in said if not record.kind.endswith("summary")]
+    cause = judge(EXPERIMENT, known, mute, None).cause
+    assert cause.startswith(f"{5 - len(forgotten)} of 5 tasks were started (")
+    assert not any(label in cause for label in forgotten)
+
+
+def test_a_summary_does_not_excuse_a_task_that_ended_badly() -> None:
+    outcomes = all_ended(worker_2=ended("worker", 2, **KILLED))
+    assert judge(EXPERIMENT, outcomes, records_of(EXPERIMENT), None).cause == f"worker 2 {KILLED_TEXT}"
 
 
 def test_a_long_cause_of_a_state_is_cut() -> None:

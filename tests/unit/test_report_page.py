@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from contract.aggregation import Mode
+from contract.aggregation import KEY_OF, Mode
 from contract.results import comparison_plot, experiment_file, scaling_plot
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
@@ -228,6 +228,34 @@ def test_every_mode_is_drawn_in_a_look_of_its_own() -> None:
         == len({look.marker for look in LOOKS.values()})
         == len(Mode)
     )
+
+
+def explained(*modes: Mode) -> set[str]:
+    """The terms that a page explains below its laws."""
+    told = {"backup_workers": 1, "staleness_bound": 2, "k": 2, "dc_lambda": 0.04}
+    wanted = {key: value for mode in modes if (key := KEY_OF.get(mode)) for value in [told[key]]}
+    text, _ = page_of(study_outcome(modes=modes, workers=(4,), aggregation=wanted, epochs=1))
+    return set(re.findall(r"<dt>(.*?)</dt>", text[text.index('id="laws"') : text.index('id="split"')]))
+
+
+def test_the_page_explains_the_laws_of_its_modes_and_no_others() -> None:
+    times = {f"Time between updates {when}" for when in ("while all trained", "over the whole run")}
+    staleness = {f"Staleness {when}" for when in ("while all trained", "over the whole run")}
+    assert explained(Mode.BACKUP) == {"Step"}
+    assert explained(Mode.ASYNC) == explained(Mode.KASYNC) == times | staleness
+    assert explained(Mode.SSP) == staleness
+
+
+def test_a_mode_told_two_things_makes_two_lines() -> None:
+    outcomes = [
+        outcome
+        for k in (1, 2)
+        for outcome in study_outcome(modes=["ksync"], workers=(2, 4), aggregation={"k": k}).experiments
+    ]
+    drawn = plots([experiment_result(outcome) for outcome in outcomes])
+    words = " ".join(ElementTree.fromstring(drawn[scaling_plot("svg")]).itertext())  # noqa: S314 - our own plot
+    assert "ksync (k = 1)" in words
+    assert "ksync (k = 2)" in words
 
 
 def test_a_cold_start_does_not_pay_for_plotting() -> None:

@@ -76,6 +76,8 @@ def server_summary(of: Experiment, **changed: Any) -> ServerSummary:
         "average_gradient_staleness": 0.75,
         "average_gradient_staleness_all_training": 1.0,
         "gradients_all_training": 30,
+        "updates_all_training": 30,
+        "all_training_seconds": 5.5,
         "staleness_histogram": {1: 30, 0: 10},
         "apply_seconds": 0.1,
     }
@@ -129,6 +131,8 @@ def test_server_metrics_are_those_of_the_summary() -> None:
         "average_gradient_staleness": 0.75,
         "average_gradient_staleness_all_training": 1.0,
         "gradients_all_training": 30,
+        "updates_all_training": 30,
+        "all_training_seconds": 5.5,
         "staleness_histogram": {"0": 10, "1": 30},
     }
 

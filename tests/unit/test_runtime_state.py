@@ -136,6 +136,18 @@ def test_all_training_is_from_everyones_first_push_to_anyones_last() -> None:
     assert summary["average_gradient_staleness_all_training"] == 1
 
 
+def test_the_time_while_all_train_is_from_everyones_first_push_to_anyones_last() -> None:
+    now = [100.0]
+    state = started_state(Mode.ASYNC, workers=2, steps=3, clock=lambda: now[0])
+    pushes = [(1, 0, 0, 0), (4, 1, 0, 0), (5, 0, 1, 1), (7, 1, 1, 2), (10, 0, 2, 3), (50, 1, 2, 4)]
+    for seconds, rank, step, version in pushes:
+        now[0] = 100.0 + seconds
+        push(state, rank, step, version=version)
+    summary = state.summary()
+    assert (summary["updates_all_training"], summary["all_training_seconds"]) == (3, 6.0)
+    assert summary["mean_step_seconds"] == 50 / 6
+
+
 def test_times_come_from_the_clock_it_is_given() -> None:
     now = [100.0]
     state = started_state(Mode.ASYNC, workers=1, steps=4, clock=lambda: now[0])

@@ -1,0 +1,82 @@
+"""Notes: how far the findings of a study can be believed.
+
+Pure. What may mislead a reader outright is a warning; how sure the figures are is a note.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from contract.aggregation import Mode
+from lambdas.publish_report.conditions import lines
+from lambdas.publish_report.results import ExperimentResult
+from lambdas.publish_report.wording import count, listed
+
+
+def overload(results: Iterable[ExperimentResult]) -> list[str]:
+    """One warning where real compute ran more tasks of an experiment on a host than it has cores; else none."""
+    found = [crowd for result in results if result.completed for crowd in _crowds(result)]
+    if not found:
+        return []
+    processes, cores = max(found, key=lambda crowd: (crowd[0] / crowd[1], crowd[0]))
+    shared = f"{processes} processes shared {count(cores, 'core')}"
+    return [
+        f"{shared if len(found) == 1 else f'Up to {shared}'}: times are not those of {processes} machines;"
+        " use emulated compute, or AWS."
+    ]
+
+
+def _crowds(result: ExperimentResult) -> Iterator[tuple[int, int]]:
+    """(tasks, cores) of every host that had fewer cores than tasks of this experiment."""
+    if result.compute.mode != "real":
+        return
+    cores = {task.hostname: task.cpu_count for task in result.provenance}
+    for host, tasks in Counter(task.hostname for task in result.provenance).items():
+        if tasks > cores[host] > 0:
+            yield tasks, cores[host]
+
+
+def notes(results: Sequence[ExperimentResult]) -> list[str]:
+    """On seeds and intervals, of which only completed experiments speak."""
+    conditions = [condition for line in lines(results).values() for condition in line]
+    seeds = [{result.seed for result in condition.results} for condition in conditions]
+    if not seeds:
+        return []
+    repeated = any(len(c.results) > len(own) for c, own in zip(conditions, seeds, strict=True))
+    averaged = ["Runs that repeat a condition with the same seed are averaged first."] if repeated else []
+    each = sorted({len(own) for own in seeds})
+    if each[-1] == 1:
+        return [_without_interval(results, set().union(*seeds), repeated), *averaged]
+    number = f"{each[0]} seeds." if len(each) == 1 else f"{each[0]} to {each[-1]} seeds for each condition."
+    return [
+        f"{number} Times and accuracies are means over them, ratios are geometric means. Intervals are"
+        " Student's t over pairs of runs with the same seed (of logarithms, where ratios are given).",
+        *averaged,
+    ]
+
+
+def _without_interval(results: Sequence[ExperimentResult], seeds: set[int], repeated: bool) -> str:
+    """No condition has two seeds, be it for want of seeds or because each condition has another."""
+    if len(seeds) == 1:
+        planned = {result.seed for result in results}
+        only = f", of {_named(planned)} the only one that completed" if planned != seeds else ""
+        subject = f"One seed ({min(seeds)}{only}) gives no interval"
+    else:
+        subject = f"One seed for each condition (of {_named(seeds)}) gives no interval"
+    single = "" if repeated else "these are single runs, and "
+    return (
+        f"{subject}: {single}another seed may turn a small difference round.{_order_of_arrival(results)}"
+        " List several seeds in the study for intervals."
+    )
+
+
+def _order_of_arrival(results: Iterable[ExperimentResult]) -> str:
+    """Only an average over all workers is the same whoever comes first."""
+    own = {result.mode for result in results if result.completed and result.total_workers > 1}
+    modes = [mode.value for mode in Mode if mode in own - {Mode.SYNC}]
+    if not modes:
+        return ""
+    return f" In {listed(modes)} even the same seed gives different runs: gradients arrive in another order."
+
+
+def _named(seeds: Iterable[int]) -> str:
+    return f"seeds {listed([str(seed) for seed in sorted(seeds)])}"
