@@ -7,6 +7,7 @@ A Lambda function, and a library for the command line; only `handler` knows AWS.
     conditions   experiments of one mode and number of workers, seeds side by side
     estimates    spreads over seeds, paired intervals
     findings     the sentences that answer "which way wins?"
+    notes        how far to believe them
     laws         what theory says that an experiment should have measured
     wording      figures as people read them
     tables       summary.txt, summary.csv, study.json

@@ -120,7 +120,7 @@ def _speed_up_title(modes: Iterable[Sequence[Condition]]) -> str:
         return "Speed-up (×)"
     if len(baselines) > 1:
         return "Speed-up against own fewest workers (×)"
-    return f"Speed-up against {count(*baselines, 'worker')} (×)"
+    return f"Speed-up against {count(min(baselines), 'worker')} (×)"
 
 
 def _canvas(title: str, footer: str) -> "tuple[Figure, list[Axes]]":

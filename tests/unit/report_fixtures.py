@@ -6,7 +6,7 @@ Seeded: the same arguments give the same records. No sleeping, no torch.
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from random import Random
@@ -61,8 +61,12 @@ def study_outcome(
     aggregation: dict[str, object] | None = None,
     failing: str = "",
     name: str = "scaling",
+    host: str = "",
 ) -> StudyOutcome:
-    """A study whose experiments all completed, but the one named `failing`: its worker 1 was killed."""
+    """A study whose experiments all completed, but the one named `failing`: its worker 1 was killed.
+
+    All tasks ran on `host`, each on its own where none is named.
+    """
     document = {
         "name": name,
         "matrix": {"mode": list(modes), "workers": list(workers)},
@@ -75,6 +79,10 @@ def study_outcome(
         failed_outcome(experiment) if experiment.name == failing else completed_outcome(experiment)
         for experiment in plan(parse_study(document), f"{name}-20260301-120000")
     ]
+    if host:
+        experiments = [
+            replace(e, records=[_moved(record, host) for record in e.records]) for e in experiments
+        ]
     status = Status.FAILED if failing else Status.COMPLETED
     return StudyOutcome(
         study_id=f"{name}-20260301-120000",
@@ -85,6 +93,10 @@ def study_outcome(
         ended_at=BEGIN + timedelta(minutes=4, seconds=37),
         experiments=experiments,
     )
+
+
+def _moved(record: MetricRecord, host: str) -> MetricRecord:
+    return record.model_copy(update={"hostname": host}) if isinstance(record, TaskStarted) else record
 
 
 def completed_outcome(experiment: Experiment) -> ExperimentOutcome:

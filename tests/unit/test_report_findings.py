@@ -19,7 +19,7 @@ from lambdas.publish_report.estimates import T_975, Spread, paired_difference, p
 from lambdas.publish_report.findings import findings
 from lambdas.publish_report.laws import draw_of_rank, laws_of
 from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult
-from lambdas.publish_report.sections import scaling_figures
+from lambdas.publish_report.sections import scaling_figures, summary
 from tests.unit.report_fixtures import EMULATED, study_outcome
 
 NEAR = 1e-9
@@ -114,6 +114,98 @@ def test_one_worker_is_no_race() -> None:
         "differ by chance, not by mode"
         in findings([measured("sync", 1, 10), measured("async", 1, 5)]).headline
     )
+
+
+def test_with_one_worker_equal_figures_do_not_differ() -> None:
+    prefix = "With 1 worker sync and async do the same work: "
+    alike = findings([measured("sync", 1, 10.0), measured("async", 1, 5.0)])
+    assert alike.headline == (
+        prefix + "10.0 s against 5.0 s differ by chance, not by mode; 95.0 % accuracy in both."
+    )
+    same = findings([measured("sync", 1, 10.0), measured("async", 1, 10.0)])
+    assert same.headline == prefix + "10.0 s and 95.0 % accuracy in both."
+    apart = findings([measured("sync", 1, None), measured("async", 1, 10.0, correct=346)])
+    assert apart.headline == prefix + "95.0 % against 96.1 % accuracy differ by chance, not by mode."
+    equal = findings([measured("sync", 4, 10.0), measured("async", 4, 5.0)])
+    assert equal.headline.endswith("and both ended at 95.0 % accuracy (0 of 360 test samples apart).")
+
+
+def test_without_a_barrier_the_same_seed_gives_different_runs_too() -> None:
+    [about_async] = findings([measured("sync", 4, 10.0), measured("async", 4, 5.0)]).notes
+    assert "In async even the same seed gives different runs" in about_async
+    for results in ([measured("sync", 4, 10.0)], [measured("async", 1, 10.0)]):
+        assert "same seed" not in findings(results).notes[0]
+
+
+def test_different_seeds_in_different_conditions_are_not_several_seeds() -> None:
+    results = [measured("sync", workers, 10.0, seed=workers) for workers in (1, 2, 4)]
+    [note] = findings(results).notes
+    assert note.startswith("One seed for each condition (of seeds 1, 2 and 4) gives no interval")
+    assert "Student" not in note
+    uneven = [*results, measured("sync", 4, 11.0, seed=9)]
+    assert findings(uneven).notes[0].startswith("1 to 2 seeds for each condition.")
+
+
+def test_a_seed_that_failed_is_named_where_only_one_is_left() -> None:
+    found = findings([measured("sync", 4, 10.0, seed=7), measured("sync", 4, 9.0, status=Status.FAILED)])
+    assert found.notes[0].startswith("One seed (7, of seeds 0 and 7 the only one that completed) gives no")
+
+
+def test_sentence_and_table_give_the_same_speed_up() -> None:
+    # Arithmetic mean 1.87, geometric mean 1.84
+    results = [
+        measured("sync", workers, seconds, seed=seed, name=f"sync{workers}seed{seed}")
+        for seed, ratio in enumerate((1.6, 1.7, 2.3))
+        for workers, seconds in ((1, 10.0 * ratio), (2, 10.0))
+    ]
+    table, found = scaling_figures(results), findings(results)
+    assert found.sentences[-1] == "Going from 1 to 2 workers, sync got 1.8× faster (ideal: 2× faster)."
+    assert table.rows[1][-1] == "1.8× (1.6× to 2.3×)"
+    assert "geometric mean" in table.caption
+    assert "ratios are geometric means" in found.notes[0]
+
+
+def test_speed_up_names_its_baseline_where_that_is_not_one_worker() -> None:
+    results = [measured(mode, n, 24 / n) for mode, n in [("sync", 2), ("sync", 4), ("async", 4)]]
+    headings = [column.label for column in scaling_figures(results).columns]
+    assert "sync: speed-up against 2 workers" in headings
+    assert "async: speed-up against 4 workers" in headings
+    alone = scaling_figures([measured("sync", 1, 10.0)]).columns
+    assert alone[-1].label == "sync: speed-up"
+
+
+@pytest.mark.parametrize(
+    ("compute", "host", "warnings"),
+    [
+        (
+            {"mode": "real"},
+            "laptop",
+            [
+                "Up to 5 processes shared 2 cores: times are not those of 5 machines;"
+                " use emulated compute, or AWS."
+            ],
+        ),
+        ({"mode": "real"}, "", []),
+        (EMULATED, "laptop", []),
+    ],
+)
+def test_more_tasks_than_cores_are_warned_of_once(
+    compute: dict[str, object], host: str, warnings: list[str]
+) -> None:
+    outcome = study_outcome(workers=(1, 2, 4), compute=compute, host=host, epochs=1)
+    assert (
+        findings([experiment_result(experiment) for experiment in outcome.experiments]).warnings == warnings
+    )
+
+
+def test_the_table_says_why_the_last_epoch_can_differ_from_the_final_accuracy() -> None:
+    def caption(mode: str, workers: int) -> str:
+        result = measured(mode, workers, 10.0)
+        final = result.worker_metrics_aggregated.model_copy(update={"final_test_source": "final parameters"})
+        return summary([result.model_copy(update={"worker_metrics_aggregated": final})]).caption
+
+    assert caption("async", 4).count("last epoch") == 1
+    assert "last epoch" not in caption("sync", 4) + caption("async", 1)
 
 
 def test_most_workers_make_the_headline_and_scaling_names_the_ideal() -> None:

@@ -169,6 +169,7 @@ def test_the_margin_is_told_with_its_law() -> None:
     results = [experiment_result(outcome) for outcome in study_outcome(workers=(4,)).experiments]
     table = sections.laws(results)
     assert "before any overhead" in table.caption
+    assert "overhead plus the luck of the draws" in table.caption
     assert [row[1] for row in table.rows if "±" in row[2]] == [
         "step = mean × H₄",
         "time between updates while all trained = mean ÷ N",

@@ -1,5 +1,6 @@
 """The whole report: all files, plots that are pictures, a page that parses, escapes and stays at home."""
 
+import json
 import re
 import struct
 import subprocess
@@ -163,6 +164,36 @@ def test_a_study_without_failures_shows_no_failures() -> None:
     assert "emulated" not in text.lower()
 
 
+def test_a_tolerated_failure_stands_beside_the_status() -> None:
+    failing = study_outcome(workers=(2,), failing="sync_2workers")
+    text, _ = page_of(replace(failing, status=Status.COMPLETED))
+    assert 'class="status completed partly">Completed with 1 failed experiment (tolerated)<' in text
+    assert "not completed" not in text
+
+
+def test_the_page_says_how_to_run_it_again_here_and_in_an_account(files: dict[str, bytes]) -> None:
+    text = files["report.html"].decode()
+    here, account = text.index("run again.json --local</pre>"), text.index("run again.json\n")
+    assert text.index("on this machine") < here < text.index("In your account") < account
+
+
+def test_difference_from_theory_is_never_called_overhead_alone(files: dict[str, bytes]) -> None:
+    text = " ".join(files["report.html"].decode().split())
+    assert text.count("plus the luck of the draws, for which") == 2
+    assert "is overhead:" not in text
+
+
+def test_an_overloaded_machine_is_told_right_below_the_headline() -> None:
+    outcome = study_outcome(workers=(4,), compute={"mode": "real"}, host="laptop")
+    text, _ = page_of(outcome)
+    warning = text.index('class="warning">')
+    assert text.index('class="headline"') < warning < text.index('class="note"')
+    assert "times are not those of 5 machines" in text[warning : warning + 200]
+    files = render(outcome)
+    assert "times are not those of 5 machines" in files["summary.txt"].decode()
+    assert "times are not those of 5 machines" in json.loads(files["study.json"])["warnings"][0]
+
+
 def test_text_from_logs_and_studies_is_only_ever_text() -> None:
     text, page = page_of(hostile_study())
     assert "script" not in page.tags
@@ -213,6 +244,15 @@ def test_several_seeds_and_many_epochs_are_drawn() -> None:
     drawn = plots([experiment_result(experiment) for experiment in outcome.experiments])
     assert b"range over seeds" in drawn[scaling_plot("svg")]
     assert b"range over seeds" in drawn[comparison_plot(4, "svg")]
+
+
+@pytest.mark.parametrize(
+    ("workers", "title"), [((1, 2), "Speed-up (×)"), ((2, 4), "Speed-up against 2 workers (×)")]
+)
+def test_the_plot_names_the_baseline_of_speed_up(workers: tuple[int, ...], title: str) -> None:
+    outcome = study_outcome(workers=workers, epochs=1)
+    drawn = plots([experiment_result(experiment) for experiment in outcome.experiments])
+    assert title in list(ElementTree.fromstring(drawn[scaling_plot("svg")]).itertext())  # noqa: S314 - our own plot
 
 
 def test_every_mode_is_drawn_in_a_look_of_its_own() -> None:

@@ -31,17 +31,27 @@ def with_cause(cause: str) -> StudyOutcome:
     return replace(outcome, experiments=[replace(first, cause=cause), *others])
 
 
-def test_the_classic_table_is_aligned_and_leaves_failures_below() -> None:
+def test_the_classic_table_is_aligned_and_gives_no_figures_of_a_failure_but_its_cause() -> None:
     lines = text_of(study_outcome(workers=(1, 2), failing="sync_2workers")).splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("Experiment"))
-    header, rule, *rows = lines[start : start + 5]
+    header, rule, *rows = lines[start : start + 6]
     assert header.split() == ["Experiment", "Mode", "Workers", "Time(s)", "Epoch(s)", "Accuracy(%)"]
     assert {len(line) for line in (header, rule, *rows)} == {len(header)}
-    assert [row.split()[0] for row in rows] == ["sync_1worker", "async_1worker", "async_2workers"]
-    below = "\n".join(lines[start + 5 :])
+    names = ["sync_1worker", "sync_2workers", "async_1worker", "async_2workers"]
+    assert sorted(row.split()[0] for row in rows) == sorted(names)
+    assert [row.split() for row in rows if "–" in row] == [["sync_2workers", "sync", "2", "–", "–", "–"]]
+    below = "\n".join(lines[start + 6 :])
     assert "Not completed: 1 of 4" in below
     assert "sync_2workers: FAILED: worker 1 was killed (exit code 137" in below
     assert "emulated compute: exponential, mean 50 ms" in lines
+
+
+def test_a_failure_that_was_tolerated_is_told_with_the_status() -> None:
+    failing = study_outcome(workers=(2,), failing="sync_2workers")
+    assert text_of(failing).splitlines()[0].endswith(": FAILED with 1 failed experiment")
+    tolerated = replace(failing, status=Status.COMPLETED)
+    assert text_of(tolerated).splitlines()[0].endswith(": COMPLETED with 1 failed experiment (tolerated)")
+    assert text_of(study_outcome(workers=(2,))).splitlines()[0].endswith(": COMPLETED")
 
 
 def test_a_study_of_which_nothing_completed_has_a_table_without_rows() -> None:
