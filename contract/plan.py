@@ -5,7 +5,8 @@ Used by plan_study and by the command line; pure.
 
 from pydantic import BaseModel, ConfigDict
 
-from contract.study import MODELS_FOR, Compute, Mode, Study, TaskSize, Training
+from contract.catalogue import MODELS_FOR
+from contract.study import Compute, Mode, Study, TaskSize, Training
 
 
 class Experiment(BaseModel):

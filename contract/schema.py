@@ -13,8 +13,9 @@ from typing import Any, Final
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from contract.catalogue import AUGMENTED, MODELS_FOR, STORED, Dataset
 from contract.fargate import FARGATE_MEMORY
-from contract.study import MODELS_FOR, Study, Training
+from contract.study import Study, Training
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 FILE: Final = Path("docs", "study.schema.json")
@@ -35,7 +36,7 @@ def study_schema() -> dict[str, Any]:
         {"properties": {"cpu": {"const": cpu}, "memory": {"enum": list(sizes)}}}
         for cpu, sizes in FARGATE_MEMORY.items()
     ]
-    schema["$defs"]["Training"]["allOf"] = _models_that_fit()
+    schema["$defs"]["Training"]["allOf"] = _what_goes_together()
     return {
         "$schema": DIALECT,
         **schema,
@@ -44,7 +45,7 @@ def study_schema() -> dict[str, Any]:
     }
 
 
-def _models_that_fit() -> list[dict[str, Any]]:
+def _what_goes_together() -> list[dict[str, Any]]:
     return [
         {
             # Where the key is absent, the rule of the default dataset holds.
@@ -52,10 +53,22 @@ def _models_that_fit() -> list[dict[str, Any]]:
                 "properties": {"dataset": {"const": dataset}},
                 "required": [] if dataset is Training().dataset else ["dataset"],
             },
-            "then": {"properties": {"model": {"enum": [*models, None]}}},
+            "then": _rule(dataset),
         }
-        for dataset, models in MODELS_FOR.items()
+        for dataset in Dataset
     ]
+
+
+def _rule(dataset: Dataset) -> dict[str, Any]:
+    """What the other fields may be beside a dataset."""
+    stored = dataset in STORED
+    properties: dict[str, Any] = {
+        "model": {"enum": [*MODELS_FOR[dataset], None]},
+        "data": {"type": "string"} if stored else {"const": None},
+    }
+    if dataset not in AUGMENTED:
+        properties["augment"] = {"const": False}
+    return {"properties": properties} | ({"required": ["data"]} if stored else {})
 
 
 def text() -> str:

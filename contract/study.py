@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from contract.catalogue import Dataset, ModelName, catalogue_problems
 from contract.errors import StudyRefused
 from contract.fargate import size_problem
 from contract.problems import problems_of
@@ -28,6 +29,9 @@ Source: Step Functions Developer Guide, service quotas.
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
+DATA_PATTERN = r"^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\x00-\x1f]*$"
+"""An absolute folder, or a bucket with or without a prefix."""
+
 
 class Mode(StrEnum):
     """How the parameter server aggregates gradients."""
@@ -37,21 +41,6 @@ class Mode(StrEnum):
 
     ASYNC = "async"
     """Each gradient is applied on arrival."""
-
-
-class Dataset(StrEnum):
-    """What is learned."""
-
-    DIGITS = "digits"
-    SYNTHETIC = "synthetic"
-    CIFAR10 = "cifar10"
-
-
-class ModelName(StrEnum):
-    """What learns it."""
-
-    DIGITS_CNN = "digits-cnn"
-    CIFAR_CNN = "cifar-cnn"
 
 
 class Preset(StrEnum):
@@ -67,13 +56,6 @@ PRESET_WORKERS: Mapping[Preset, tuple[int, ...]] = {
     Preset.RECOMMENDED: (2, 4, 8),
     Preset.FULL: (1, 2, 4, 8, 16, 32),
 }
-
-MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
-    Dataset.DIGITS: (ModelName.DIGITS_CNN,),
-    Dataset.SYNTHETIC: (ModelName.DIGITS_CNN, ModelName.CIFAR_CNN),
-    Dataset.CIFAR10: (ModelName.CIFAR_CNN,),
-}
-"""Models that fit a dataset's images; the first is the default."""
 
 # JSON has no enums: their members are read from strings although documents are strict.
 ModeField = Annotated[Mode, Field(strict=False)]
@@ -129,6 +111,10 @@ class Training(Document):
     """What is learned."""
     model: Annotated[ModelName, Field(strict=False)] | None = None
     """What learns it. Default: the first model that fits the dataset."""
+    data: Annotated[str, Field(pattern=DATA_PATTERN, max_length=256)] | None = None
+    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix."""
+    augment: bool = False
+    """Whether training images are shifted by up to 4 pixels and mirrored at random; cifar10 and cifar100."""
     epochs: int = Field(default=5, ge=1, le=1000)
     """How often each worker goes through its shard of the training set."""
     batch_size: int = Field(default=16, ge=1, le=65536)
@@ -252,19 +238,27 @@ def _conflicts(document: Mapping[str, Any]) -> list[str]:
             for key in ("preset", "matrix", "seeds")
             if key in document
         ]
-    training = document.get("training")
-    if isinstance(training, Mapping):
-        dataset, model = training.get("dataset", Dataset.DIGITS), training.get("model")
-        if dataset in list(Dataset) and model in list(ModelName):
-            fitting = MODELS_FOR[Dataset(dataset)]
-            if model not in fitting:
-                problems.append(
-                    f"training.model: {model} does not fit {dataset}; choose {', '.join(fitting)}"
-                )
+    problems += _training_conflicts(document.get("training", {}))
     for key, values in (("seeds", document.get("seeds")), *_matrix_lists(document.get("matrix"))):
         if isinstance(values, list):
             problems += [f"{key}: {value!r} stands there more than once" for value in _repeated(values)]
     return problems
+
+
+def _training_conflicts(training: object) -> list[str]:
+    """Data set, model, data and augmentation that do not go together; wrong values are left to validation."""
+    if not isinstance(training, Mapping):
+        return []
+    dataset, model = training.get("dataset", Dataset.DIGITS), training.get("model")
+    if dataset not in list(Dataset):
+        return []
+    problems = catalogue_problems(
+        Dataset(dataset),
+        ModelName(model) if model in list(ModelName) else None,
+        data=training.get("data"),
+        augment=training.get("augment") is True,
+    )
+    return [f"training.{field}: {problem}" for field, problem in problems.items()]
 
 
 def _repeated(values: Iterable[object]) -> list[str | int]:

@@ -8,10 +8,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from contract.catalogue import Dataset, ModelName
 from contract.errors import TaskEnvironmentRefused
 from contract.plan import Experiment
 from contract.problems import problems_of
-from contract.study import MAX_WORKERS, Dataset, Mode, ModelName
+from contract.study import MAX_WORKERS, Mode
 
 SERVER_PORT = 8000
 """The port that every parameter server listens on."""
@@ -32,8 +33,9 @@ class TaskEnvironment(BaseModel):
     server_port: int = Field(default=SERVER_PORT, ge=0, le=65535)
     dataset: Dataset = Dataset.DIGITS
     data_directory: str = ""
-    """Folder of a torchvision data set; unused by digits and synthetic."""
+    """Folder or s3://bucket/prefix of a torchvision data set; unused by digits and synthetic."""
     model: ModelName = ModelName.DIGITS_CNN
+    augment: bool = False
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=0.04, gt=0)
@@ -77,7 +79,9 @@ def shared_environment(experiment: Experiment) -> TaskEnvironment:
         total_workers_expected=experiment.workers,
         server_port=SERVER_PORT,
         dataset=training.dataset,
+        data_directory=training.data or "",
         model=training.model,
+        augment=training.augment,
         epochs=training.epochs,
         batch_size=training.batch_size,
         learning_rate=training.learning_rate,

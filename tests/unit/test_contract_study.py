@@ -7,18 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from contract.catalogue import MODELS_FOR, STORED, Dataset, ModelName
 from contract.errors import StudyRefused
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
     MAX_HISTORY_EVENTS,
     MAX_WORKERS,
-    MODELS_FOR,
     Compute,
     ExplicitExperiment,
     Matrix,
     Mode,
-    ModelName,
     Study,
     TaskSize,
     Training,
@@ -90,8 +89,23 @@ def test_explicit_experiments_are_taken_as_written() -> None:
 
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
-def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...]) -> None:
-    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+def test_a_dataset_brings_its_model(dataset: Dataset, models: tuple[ModelName, ...]) -> None:
+    training = {"dataset": str(dataset)} | ({"data": "/data"} if dataset in STORED else {})
+    assert {e.training.model for e in planned({"training": training})} == {models[0]}
+
+
+@pytest.mark.parametrize("data", ["/", "/data sets/ä", "s3://bucket", "s3://my-bucket.eu/some/prefix/"])
+def test_data_lie_in_a_folder_or_under_an_s3_prefix(data: str) -> None:
+    training = {"dataset": "mnist", "data": data}
+    assert {e.training.data for e in planned({"training": training})} == {data}
+
+
+@pytest.mark.parametrize(
+    "data", ["", "data", "~/data", "S3://bucket", "s3://", "s3://Bucket/x", "https://x/y", "/a\nb", "/" * 257]
+)
+def test_data_that_are_neither_are_refused(data: str) -> None:
+    problems = refusal({"training": {"dataset": "mnist", "data": data}}).problems
+    assert problems[0].startswith("training.data: ")
 
 
 @pytest.mark.parametrize(
@@ -148,12 +162,31 @@ def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...])
             ],
         ),
         (
-            {"training": {"dataset": "cifar10", "model": "digits-cnn"}},
-            ["training.model: digits-cnn does not fit cifar10; choose cifar-cnn"],
+            {"training": {"dataset": "cifar10", "data": "/data", "model": "digits-cnn"}},
+            [
+                "training.model: digits-cnn does not fit cifar10; choose cifar-cnn, mlp, logistic-regression,"
+                " resnet18, resnet34, mobilenet_v2"
+            ],
         ),
         (
             {"training": {"model": "cifar-cnn"}},
-            ["training.model: cifar-cnn does not fit digits; choose digits-cnn"],
+            ["training.model: cifar-cnn does not fit digits; choose digits-cnn, mlp, logistic-regression"],
+        ),
+        (
+            {"training": {"dataset": "cifar100", "model": "resnet18"}},
+            ["training.data: cifar100 is not built in; name its folder (/…) or s3://bucket/prefix"],
+        ),
+        (
+            {"training": {"dataset": "synthetic", "data": "/data"}},
+            ["training.data: synthetic is built in; leave it out"],
+        ),
+        (
+            {"training": {"dataset": "mnist", "data": "/data", "augment": True}},
+            ["training.augment: does not fit mnist; it is for cifar10, cifar100"],
+        ),
+        (
+            {"training": {"dataset": "mnist", "data": "/data", "augment": 1}},
+            ["training.augment: must be a valid boolean, not 1"],
         ),
         (
             {"experiments": [{"mode": "sync", "workers": 4}], "matrix": {}, "preset": "full", "seeds": [0]},
@@ -196,7 +229,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     }
     message = str(refusal(document))
     lines = message.splitlines()
-    assert lines[0] == "study refused: 6 problems"
+    assert lines[0] == "study refused: 7 problems"
     assert [line.split(":")[0] for line in lines[1:]] == [
         "  - experiments[0].workers",
         "  - training.epochs",
@@ -204,6 +237,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "  - nmae",
         "  - preset",
         "  - training.model",
+        "  - training.data",
     ]
 
 
@@ -263,7 +297,14 @@ def test_the_largest_study_fits_the_output_of_a_state() -> None:
         for i in range(MAX_EXPERIMENTS)
     ]
     study = parse_study(
-        {"experiments": experiments, "training": {"dataset": "synthetic", "model": "digits-cnn"}}
+        {
+            "experiments": experiments,
+            "training": {
+                "dataset": "fashion-mnist",
+                "model": "logistic-regression",
+                "data": "/".ljust(256, "d"),
+            },
+        }
     )
     items = [launch_item(experiment) for experiment in plan(study, "s" * 80)]
     assert len(json.dumps(items)) < 0.9 * STATE_OUTPUT_BYTES
@@ -308,8 +349,10 @@ NEARLY = st.fixed_dictionaries(
         "training": st.fixed_dictionaries(
             {},
             optional={
-                "dataset": st.sampled_from(["digits", "synthetic", "cifar10", "mnist"]),
-                "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet", None]),
+                "dataset": st.sampled_from(["digits", "synthetic", "cifar10", "mnist", "imagenet"]),
+                "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet18", "resnet", None]),
+                "data": st.sampled_from(["/data", "s3://bucket/x", "", "data", None]),
+                "augment": st.booleans() | st.none(),
                 "epochs": st.integers(0, 5) | SCALARS,
                 "learning_rate": st.floats(),
             },
