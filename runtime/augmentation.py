@@ -8,7 +8,14 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from runtime.seeding import derive_seed
+
 PADDING = 4
+
+
+def randomness(seed: int, rank: int, epoch: int) -> Generator:
+    """What a rank draws from in an epoch: the same every time, and no other rank's or epoch's."""
+    return Generator().manual_seed(derive_seed("augment", seed, rank, epoch))
 
 
 def shift_and_mirror(images: Tensor, generator: Generator) -> Tensor:

@@ -13,11 +13,11 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from contract.task import TaskEnvironment
+from runtime.augmentation import randomness
 from runtime.compute import draw_seconds
 from runtime.connection import Connection
 from runtime.device import Mirror
 from runtime.parameters import FlatModel
-from runtime.seeding import derive_seed
 from runtime.sharding import Sharding
 from runtime.split import Split
 
@@ -73,9 +73,10 @@ class Training:
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch (1, 2 …); returns the fields of a WorkerEpoch that are about training."""
         figures = Figures()
-        augment = self._augmentation(epoch)
+        rank = self._environment.worker_rank
+        augment = randomness(self._environment.seed, rank, epoch) if self._environment.augment else None
         began = time.monotonic()
-        for indices in self._sharding.batches(self._environment.worker_rank, epoch):
+        for indices in self._sharding.batches(rank, epoch):
             self._step(indices, augment, figures)
         figures.training = time.monotonic() - began
         self._totals += figures
@@ -130,15 +131,6 @@ class Training:
             "waiting_seconds": self._totals.waiting,
             "evaluation_seconds": self._totals.evaluation,
         }
-
-    def _augmentation(self, epoch: int) -> Generator | None:
-        """This rank's random numbers of an epoch, where images are augmented."""
-        environment = self._environment
-        if not environment.augment:
-            return None
-        return Generator().manual_seed(
-            derive_seed("augment", environment.seed, environment.worker_rank, epoch)
-        )
 
     def _step(self, indices: Tensor, augment: Generator | None, figures: Figures) -> None:
         step = self._totals.steps + figures.steps

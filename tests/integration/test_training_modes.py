@@ -4,11 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from training_processes import Experiment, experiment
 
+from contract.catalogue import Dataset, ModelName, images_of
 from contract.metrics import (
     ServerInterval,
     ServerSummary,
@@ -17,6 +19,14 @@ from contract.metrics import (
     WorkerEpoch,
     WorkerSummary,
 )
+from contract.task import TaskEnvironment
+from runtime.connection import Connection
+from runtime.model import build_model
+from runtime.parameters import FlatModel
+from runtime.sharding import Sharding
+from runtime.split import Split
+from runtime.training import Training
+from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
 PATIENCE = 60.0
@@ -127,6 +137,42 @@ def test_a_torchvision_model_trains_on_images_from_a_folder(tmp_path: Path) -> N
     assert {record.parameters for record in started} == {11_172_810}
     assert [record.train_samples for record in started] == [0, 8, 8]
     assert server.global_steps_completed == 2
+
+
+def train_here(folder: Path, augment: bool) -> float | None:
+    """Mean loss of one epoch on a few images in CIFAR10's shape, of a worker in this process."""
+    folder.mkdir()
+    settings: dict[str, Any] = {"dataset": Dataset.CIFAR10, "model": ModelName.LOGISTIC_REGRESSION}
+    environment = TaskEnvironment(augment=augment, **settings)
+    split = Split(torch.arange(64 * 3072).view(64, 3, 32, 32) % 251, torch.arange(64) % 10, 125.0, 70.0)
+    model = FlatModel(
+        build_model(environment.model, images_of(environment.dataset, environment.model), seed=0)
+    )
+    sharding = Sharding(len(split), workers=1, batch_size=16, seed=0)
+    running = Experiment(folder, 1, **{name.upper(): value for name, value in settings.items()})
+    try:
+        with Connection(
+            running.address,
+            Sender(study="study", experiment=running.name, rank=0),
+            parameters=model.length,
+            steps=sharding.steps_per_epoch,
+            timeout_seconds=PATIENCE,
+            abandon=lambda error: pytest.fail(str(error)),
+        ) as connection:
+            training = Training(environment, sharding, split, model, connection)
+            loss: float | None = training.run_epoch(1)["loss"]
+            training.finish()
+        assert running.server.wait(PATIENCE) == 0
+    finally:
+        running.server.process.kill()
+    return loss
+
+
+def test_a_worker_augments_where_it_is_told_to_and_the_same_every_time(tmp_path: Path) -> None:
+    plain, augmented, again = (
+        train_here(tmp_path / name, augment=name != "plain") for name in ("plain", "augmented", "again")
+    )
+    assert augmented == again != plain
 
 
 def test_records_are_numbered_without_a_gap(tmp_path: Path) -> None:

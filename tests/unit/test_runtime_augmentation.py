@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from runtime.augmentation import PADDING, shift_and_mirror
+from runtime.augmentation import PADDING, randomness, shift_and_mirror
 from runtime.split import Split
 
 
@@ -48,6 +48,15 @@ def test_the_same_seed_gives_the_same_images() -> None:
     first, again, other = (shift_and_mirror(images, generator(seed)) for seed in (3, 3, 4))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
+
+
+def test_every_seed_rank_and_epoch_draws_its_own() -> None:
+    def draw(seed: int, rank: int, epoch: int) -> tuple[float, ...]:
+        return tuple(torch.rand(4, generator=randomness(seed, rank, epoch)).tolist())
+
+    cases = [(seed, rank, epoch) for seed in (0, 1) for rank in (0, 1) for epoch in (1, 2)]
+    assert len({draw(*case) for case in cases}) == len(cases)
+    assert draw(1, 0, 2) == draw(1, 0, 2)
 
 
 def test_a_batch_is_augmented_only_where_it_is_asked_for() -> None:
