@@ -78,6 +78,7 @@ def server_summary(of: Experiment, **changed: Any) -> ServerSummary:
         "gradients_all_training": 30,
         "staleness_histogram": {1: 30, 0: 10},
         "apply_seconds": 0.1,
+        "parameters_sha256": "5e" * 32,
     }
     return ServerSummary.model_validate(whose(of, "server", 0, 1, 20) | values | changed)
 
@@ -125,6 +126,7 @@ def test_server_metrics_are_those_of_the_summary() -> None:
         "updates_per_second": 5.0,
         "mean_step_seconds": 0.2,
         "apply_seconds": 0.1,
+        "parameters_sha256": "5e" * 32,
         "last_version_seen": 40,
         "average_gradient_staleness": 0.75,
         "average_gradient_staleness_all_training": 1.0,
