@@ -15,7 +15,7 @@ from cdk.storage import Storage
 from cdk.training import Training
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
-from contract.results import STUDIES
+from contract.results import DATASETS, STUDIES
 
 
 class LockstepStack(cdk.Stack):
@@ -45,6 +45,7 @@ class LockstepStack(cdk.Stack):
         self._add_ingestion()
         self._add_sweeper()
         self._let_server_answer()
+        self._let_workers_read_datasets()
         self._add_outputs()
 
     def _on_aws(self) -> cdk.CfnCondition:
@@ -141,6 +142,14 @@ class LockstepStack(cdk.Stack):
         server = self.training.server.task_role
         self.storage.table.grant(server, "dynamodb:GetItem")
         self.workflow.state_machine.grant_task_response(server)
+
+    def _let_workers_read_datasets(self) -> None:
+        """Workers read the data sets that users put beside their studies."""
+        self.training.worker.task_role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:GetObject"], resources=[self.storage.bucket.arn_for_objects(f"{DATASETS}/*")]
+            )
+        )
 
     def _grant_task_control(self, function: lambda_.Function) -> None:
         function.add_to_role_policy(

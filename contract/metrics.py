@@ -62,6 +62,8 @@ class TaskStarted(Record):
     cpu_count: Count
     threads: Count
     """torch's intra-op threads."""
+    device: str = ""
+    """What gradients are computed on: cpu, or cuda and the GPU's name. The server's is cpu."""
     python_version: str
     torch_version: str
     grpc_version: str
@@ -170,6 +172,8 @@ class ServerSummary(Record):
     """Staleness → number of gradients."""
     apply_seconds: Seconds
     """Time spent in the optimizer."""
+    parameters_sha256: str = ""
+    """SHA-256 of the final parameters (fp32, little-endian): equal where training was equal, bit for bit."""
 
 
 class TaskFailed(Record):

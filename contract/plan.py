@@ -6,9 +6,10 @@ Used by plan_study and by the command line; pure.
 from pydantic import BaseModel, ConfigDict
 
 from contract.aggregation import Aggregation, Mode
+from contract.catalogue import MODELS_FOR
 from contract.compute import Compute
 from contract.study import Study, TaskSize
-from contract.training import MODELS_FOR, Training
+from contract.training import Training
 
 
 class Experiment(BaseModel):

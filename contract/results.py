@@ -13,6 +13,9 @@ SUMMARY_CSV: Final = "summary.csv"
 SUMMARY_TEXT: Final = "summary.txt"
 STUDY_JSON: Final = "study.json"
 
+DATASETS: Final = "datasets"
+"""The prefix of the same bucket that workers may read data sets from."""
+
 
 def study_prefix(study_id: str) -> str:
     """S3 prefix of a study's results, with its closing slash."""

@@ -14,11 +14,12 @@ from typing import Any, Final
 from pydantic.json_schema import GenerateJsonSchema
 from pydantic_core import core_schema
 
+from contract.catalogue import AUGMENTED, MODELS_FOR, STORED, Dataset
 from contract.compute import COMPUTE_RULES, Compute
 from contract.document import belonging_schema
 from contract.fargate import FARGATE_MEMORY
 from contract.study import Study
-from contract.training import MODELS_FOR, TRAINING_RULES, Training
+from contract.training import TRAINING_RULES, Training
 
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 FILE: Final = Path("docs", "study.schema.json")
@@ -39,7 +40,10 @@ def study_schema() -> dict[str, Any]:
         {"properties": {"cpu": {"const": cpu}, "memory": {"enum": list(sizes)}}}
         for cpu, sizes in FARGATE_MEMORY.items()
     ]
-    schema["$defs"]["Training"]["allOf"] = [*_models_that_fit(), *belonging_schema(Training, TRAINING_RULES)]
+    schema["$defs"]["Training"]["allOf"] = [
+        *_what_fits_datasets(),
+        *belonging_schema(Training, TRAINING_RULES),
+    ]
     schema["$defs"]["Training"]["allOf"] += [_ADAM_SAYS_ITS_RATE]
     schema["$defs"]["Compute"]["allOf"] = [*belonging_schema(Compute, COMPUTE_RULES), _REAL_HAS_NO_STRAGGLER]
     return {
@@ -60,7 +64,7 @@ _REAL_HAS_NO_STRAGGLER: Final = {
 }
 
 
-def _models_that_fit() -> list[dict[str, Any]]:
+def _what_fits_datasets() -> list[dict[str, Any]]:
     return [
         {
             # Where the key is absent, the rule of the default dataset holds.
@@ -68,10 +72,22 @@ def _models_that_fit() -> list[dict[str, Any]]:
                 "properties": {"dataset": {"const": dataset}},
                 "required": [] if dataset is Training().dataset else ["dataset"],
             },
-            "then": {"properties": {"model": {"enum": [*models, None]}}},
+            "then": _rule(dataset),
         }
-        for dataset, models in MODELS_FOR.items()
+        for dataset in Dataset
     ]
+
+
+def _rule(dataset: Dataset) -> dict[str, Any]:
+    """What the other fields may be beside a dataset."""
+    stored = dataset in STORED
+    properties: dict[str, Any] = {
+        "model": {"enum": [*MODELS_FOR[dataset], None]},
+        "data": {"type": "string"} if stored else {"const": None},
+    }
+    if dataset not in AUGMENTED:
+        properties["augment"] = {"const": False}
+    return {"properties": properties} | ({"required": ["data"]} if stored else {})
 
 
 def text() -> str:

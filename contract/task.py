@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from contract.aggregation import Aggregation, Mode, missing_keys, workers_problem
+from contract.catalogue import Dataset, ModelName
 from contract.compute import Compute, Distribution, Straggler, compute_conflicts
 from contract.document import MAX_WORKERS, misplaced
 from contract.errors import TaskEnvironmentRefused
 from contract.plan import Experiment
 from contract.problems import problems_of
-from contract.training import SCHEDULE_RULES, Dataset, ModelName, OptimizerName, ScheduleName, Training
+from contract.training import SCHEDULE_RULES, OptimizerName, ScheduleName, Training
 
 SERVER_PORT = 8000
 """The port that every parameter server listens on."""
@@ -50,8 +51,9 @@ class TaskEnvironment(BaseModel):
     server_port: int = Field(default=SERVER_PORT, ge=0, le=65535)
     dataset: Dataset = Dataset.DIGITS
     data_directory: str = ""
-    """Folder of a torchvision data set; unused by digits and synthetic."""
+    """Folder or s3://bucket/prefix of a torchvision data set; unused by digits and synthetic."""
     model: ModelName = ModelName.DIGITS_CNN
+    augment: bool = False
     epochs: int = Field(default=5, ge=1)
     batch_size: int = Field(default=16, ge=1)
     learning_rate: float = Field(default=0.04, gt=0)
@@ -157,7 +159,15 @@ def _unusual(experiment: Experiment) -> dict[str, Any]:
     training, compute, aggregation = experiment.training, experiment.compute, experiment.aggregation
     said = {f"aggregation_{name}": value for name, value in aggregation}
     said |= {f"compute_{name}": getattr(compute, name) for name in ("shift_ms", "tail_index", "stragglers")}
-    names = ("optimizer", "weight_decay", "schedule", "decay_epochs", "decay_factor", "warmup_epochs")
-    said |= {name: getattr(training, name) for name in names}
+    names = (
+        "augment",
+        "optimizer",
+        "weight_decay",
+        "schedule",
+        "decay_epochs",
+        "decay_factor",
+        "warmup_epochs",
+    )
+    said |= {"data_directory": training.data or ""} | {name: getattr(training, name) for name in names}
     fields = TaskEnvironment.model_fields
     return {name: value for name, value in said.items() if value != fields[name].default}

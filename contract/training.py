@@ -4,38 +4,18 @@ Pure; knows nothing of how a model is built or a data set read.
 """
 
 from collections.abc import Mapping
-from enum import StrEnum
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field
 
+from contract.catalogue import Dataset, ModelName, catalogue_problems
 from contract.document import Belonging, Document, misplaced
-
-
-class Dataset(StrEnum):
-    """What is learned."""
-
-    DIGITS = "digits"
-    SYNTHETIC = "synthetic"
-    CIFAR10 = "cifar10"
-
-
-class ModelName(StrEnum):
-    """What learns it."""
-
-    DIGITS_CNN = "digits-cnn"
-    CIFAR_CNN = "cifar-cnn"
-
-
-MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
-    Dataset.DIGITS: (ModelName.DIGITS_CNN,),
-    Dataset.SYNTHETIC: (ModelName.DIGITS_CNN, ModelName.CIFAR_CNN),
-    Dataset.CIFAR10: (ModelName.CIFAR_CNN,),
-}
-"""Models that fit a dataset's images; the first is the default."""
 
 OptimizerName = Literal["sgd", "adam"]
 ScheduleName = Literal["constant", "step", "cosine"]
+
+DATA_PATTERN = r"^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\x00-\x1f]*$"
+"""An absolute folder, or a bucket with or without a prefix."""
 
 
 class Training(Document):
@@ -45,6 +25,10 @@ class Training(Document):
     """What is learned."""
     model: Annotated[ModelName, Field(strict=False)] | None = None
     """What learns it. Default: the first model that fits the dataset."""
+    data: Annotated[str, Field(pattern=DATA_PATTERN, max_length=256)] | None = None
+    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix."""
+    augment: bool = False
+    """Whether training images are shifted by up to 4 pixels and mirrored at random; cifar10 and cifar100."""
     epochs: int = Field(default=5, ge=1, le=1000)
     """How often each worker goes through its shard of the training set."""
     batch_size: int = Field(default=16, ge=1, le=65536)
@@ -83,9 +67,18 @@ def training_conflicts(section: object) -> list[str]:
         problems.append(
             "training.learning_rate: missing; the default is one of sgd, adam takes less, such as 0.001"
         )
+    return problems + _catalogue_conflicts(section)
+
+
+def _catalogue_conflicts(section: Mapping[str, Any]) -> list[str]:
+    """Data set, model, data and augmentation that do not go together; wrong values are left to validation."""
     dataset, model = section.get("dataset", Dataset.DIGITS), section.get("model")
-    if dataset in list(Dataset) and model in list(ModelName):
-        fitting = MODELS_FOR[Dataset(dataset)]
-        if model not in fitting:
-            problems.append(f"training.model: {model} does not fit {dataset}; choose {', '.join(fitting)}")
-    return problems
+    if dataset not in list(Dataset):
+        return []
+    problems = catalogue_problems(
+        Dataset(dataset),
+        ModelName(model) if model in list(ModelName) else None,
+        data=section.get("data"),
+        augment=section.get("augment") is True,
+    )
+    return [f"training.{field}: {problem}" for field, problem in problems.items()]

@@ -1,4 +1,4 @@
-"""One flat fp32 buffer under a model's parameters, and one under its gradients.
+"""One flat fp32 buffer under a model's parameters, and one under its gradients, on the model's device.
 
 Runs on both sides. A push is then one contiguous piece of memory: nothing is gathered or scattered.
 """
@@ -16,7 +16,7 @@ class FlatModel:
     def __init__(self, module: nn.Module) -> None:
         """Move the module's parameters into flat buffers. Raises ValueError for what they cannot carry."""
         if any(True for _ in module.buffers()):
-            # BatchNorm's running averages would stay behind on each worker.
+            # BatchNorm's running averages would stay behind on each worker: docs/decisions, 11.
             raise ValueError(f"{type(module).__name__} has buffers beside its parameters: not supported")
         parts = list(module.parameters())
         if any(part.dtype != torch.float32 for part in parts):
@@ -30,6 +30,11 @@ class FlatModel:
             part.data = self.parameters[start:end].view_as(part)
             part.grad = self.gradient[start:end].view_as(part)
             start = end
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.parameters.device
 
     @property
     def length(self) -> int:

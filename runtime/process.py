@@ -8,12 +8,15 @@ import os
 import platform
 import signal
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 import grpc
 import torch
+
+from contract.errors import TrainingFailed
 
 
 class Stopped(BaseException):
@@ -27,10 +30,21 @@ class Stopped(BaseException):
 def set_up() -> None:
     """Tune malloc, fix the number of torch's threads, turn SIGTERM into Stopped."""
     _tune_malloc()
-    # Workers share cores locally and have one vCPU each by default on AWS. A larger task says so by the
-    # variable that torch itself reads, and that a forked child of a warm parent would miss.
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS") or 1))
+    torch.set_num_threads(thread_count(os.environ, cores=len(os.sched_getaffinity(0))))
     signal.signal(signal.SIGTERM, _stop)
+
+
+def thread_count(environ: Mapping[str, str], cores: int) -> int:
+    """Threads that torch computes with: OMP_NUM_THREADS, at most `cores`; without it one. Raises TrainingFailed.
+
+    One, because workers share cores locally and have one vCPU each by default on AWS: with a thread a core each,
+    they would take them from one another. A larger task says so by that variable, which torch itself would
+    read, but not in a forked child of a warm parent.
+    """
+    given = environ.get("OMP_NUM_THREADS") or "1"
+    if not given.isdecimal() or int(given) < 1:
+        raise TrainingFailed(f"OMP_NUM_THREADS is '{given}'; expected a number of threads, 1 or more")
+    return min(int(given), cores)
 
 
 def host_facts() -> dict[str, Any]:

@@ -10,10 +10,12 @@ from typing import Any
 
 import grpc
 
+from contract.catalogue import images_of
 from contract.errors import TrainingFailed
 from contract.metrics import ServerInterval, ServerSummary, TaskStarted
 from contract.task import TaskEnvironment
 from runtime import liveness
+from runtime.device import CPU
 from runtime.emitter import Emitter
 from runtime.ending import Ending
 from runtime.model import build_model
@@ -50,7 +52,8 @@ def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
 
 def _initial_state(environment: TaskEnvironment) -> ServerState:
     workers = environment.total_workers_expected
-    parameters = FlatModel(build_model(environment.model, environment.seed)).parameters
+    images = images_of(environment.dataset, environment.model)
+    parameters = FlatModel(build_model(environment.model, images, environment.seed)).parameters
     return ServerState(
         workers=workers,
         parameters=parameters,
@@ -82,6 +85,7 @@ def _announced_server(environment: TaskEnvironment, state: ServerState, emitter:
         emitter.emit(
             TaskStarted,
             **host_facts(),
+            device=CPU.type,
             task_arn=metadata.task_arn,
             parameters=state.length,
             train_samples=0,

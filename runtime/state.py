@@ -3,6 +3,7 @@
 Runs in the server, called by many threads at once; knows nothing of gRPC, metric records or AWS.
 """
 
+import hashlib
 import threading
 import time
 from collections.abc import Callable
@@ -235,7 +236,8 @@ class ServerState:
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers."""
         with self._changed:
-            return self._accounting.summary()
+            digest = hashlib.sha256(self._snapshot.data).hexdigest()
+            return {**self._accounting.summary(), "parameters_sha256": digest}
 
     # The lock is held below.
 

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor
 from torch.nn import functional
 
 from contract.task import TaskEnvironment
+from runtime.augmentation import randomness
 from runtime.compute import draw_seconds
 from runtime.connection import Connection
-from runtime.dataset import Split
+from runtime.device import Mirror
 from runtime.parameters import FlatModel
 from runtime.sharding import Sharding
+from runtime.split import Split
 
 TEST_BATCH = 512
 """Samples that are tested at once: bounds memory, changes no result."""
@@ -64,17 +66,21 @@ class Training:
         self._sharding = sharding
         self._split = split
         self._model = model
+        self._parameters, self._gradient = Mirror.of(model.parameters), Mirror.of(model.gradient)
         self._connection = connection
         self._epochs = 0
         self._totals = Figures()
-        self._version = connection.pull(into=model.parameters).version
+        self._version = connection.pull(into=self._parameters.on_host).version
+        self._parameters.to_device()
 
     def run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train one epoch (1, 2 …); returns the fields of a WorkerEpoch that are about training."""
         figures = Figures()
+        rank = self._environment.worker_rank
+        augment = randomness(self._environment.seed, rank, epoch) if self._environment.augment else None
         began = time.monotonic()
-        for indices in self._sharding.batches(self._environment.worker_rank, epoch):
-            self._step(indices, figures)
+        for indices in self._sharding.batches(rank, epoch):
+            self._step(indices, augment, figures)
         figures.training = time.monotonic() - began
         self._totals += figures
         self._epochs = epoch
@@ -94,7 +100,7 @@ class Training:
     def test(self, split: Split, share: Tensor) -> dict[str, Any]:
         """Test the parameters of the last push-pull; returns the other fields of a WorkerEpoch."""
         began = time.monotonic()
-        correct = count_correct(self._model.module, split, share)
+        correct = count_correct(self._model, split, share)
         seconds = time.monotonic() - began
         self._totals.evaluation += seconds
         return {
@@ -111,7 +117,8 @@ class Training:
         """
         reply = self._connection.finish(self._version)
         if reply.test_final and reply.version != self._version:
-            self._connection.pull(into=self._model.parameters)
+            self._connection.pull(into=self._parameters.on_host)
+            self._parameters.to_device()
         return bool(reply.test_final)
 
     def totals(self) -> dict[str, Any]:
@@ -130,16 +137,17 @@ class Training:
             "cancelled_steps": self._totals.cancelled,
         }
 
-    def _step(self, indices: Tensor, figures: Figures) -> None:
+    def _step(self, indices: Tensor, augment: Generator | None, figures: Figures) -> None:
         step = self._totals.steps + figures.steps
         began = time.monotonic()
-        figures.loss += self._compute_gradient(indices)
+        figures.loss += self._compute_gradient(indices, augment)
         if self._compute.mode == "emulated":
             self._emulate(step, began, figures)
         computed = time.monotonic()
         answer = self._connection.push_pull(
-            self._model.gradient, step, self._version, into=self._model.parameters
+            self._gradient.on_host, step, self._version, into=self._parameters.on_host
         )
+        self._parameters.to_device()
         self._version = answer.version
         figures.compute += computed - began
         figures.push_pull += time.monotonic() - computed - answer.waited_seconds
@@ -148,12 +156,14 @@ class Training:
         figures.steps += 1
         figures.samples += len(indices)
 
-    def _compute_gradient(self, indices: Tensor) -> float:
-        """Leave the mean gradient of a batch in the model's flat gradient; returns the loss."""
-        images, labels = self._split.batch(indices)
+    def _compute_gradient(self, indices: Tensor, augment: Generator | None) -> float:
+        """Leave the mean gradient of a batch in host memory; returns the loss."""
+        images, labels = self._split.batch(indices, augment)
+        device = self._model.device
         self._model.gradient.zero_()
-        loss = functional.cross_entropy(self._model.module(images), labels)
+        loss = functional.cross_entropy(self._model.module(images.to(device)), labels.to(device))
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        self._gradient.to_host()
         return loss.item()
 
     def _emulate(self, step: int, began: float, figures: Figures) -> None:
@@ -171,10 +181,10 @@ class Training:
 
 
 @torch.no_grad()
-def count_correct(module: nn.Module, split: Split, indices: Tensor) -> int:
+def count_correct(model: FlatModel, split: Split, indices: Tensor) -> int:
     """How many of the images at `indices` the model names rightly."""
     correct = 0
     for part in torch.split(indices, TEST_BATCH):
         images, labels = split.batch(part)
-        correct += int((module(images).argmax(dim=1) == labels).sum())
+        correct += int((model.module(images.to(model.device)).argmax(dim=1).cpu() == labels).sum())
     return correct

@@ -8,18 +8,20 @@ from functools import partial
 
 import torch
 
+from contract.catalogue import catalogue_problems, images_of
 from contract.errors import TrainingFailed
 from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
-from contract.training import MODELS_FOR
 from runtime.connection import Connection, withdraw
 from runtime.dataset import load_dataset
+from runtime.device import choose_device, describe
 from runtime.emitter import Emitter
 from runtime.last_words import abandon
-from runtime.model import INPUT_SHAPES, build_model
+from runtime.model import build_model
 from runtime.parameters import FlatModel
 from runtime.process import host_facts
 from runtime.sharding import Sharding, share_of_tests
+from runtime.split import Data
 from runtime.task_metadata import TaskMetadata
 from runtime.training import Training, count_correct
 from runtime.wire.parameter_server_pb2 import Sender
@@ -30,11 +32,13 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     sender = Sender(
         study=environment.study_id, experiment=environment.experiment_name, rank=environment.worker_rank
     )
+    if not environment.parameter_server_address:
+        raise TrainingFailed("PARAMETER_SERVER_ADDRESS is not set; expected the server's host:port")
     workers, rank = environment.total_workers_expected, environment.worker_rank
-    _check(environment)
     try:
-        data = load_dataset(environment.dataset, INPUT_SHAPES[environment.model], environment.data_directory)
-        model = FlatModel(build_model(environment.model, environment.seed))
+        data = _load(environment)
+        images, device = images_of(environment.dataset, environment.model), choose_device()
+        model = FlatModel(build_model(environment.model, images, environment.seed).to(device))
         sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
     except Exception as error:
         # Whatever it is: nobody else would tell the server, which waits for all workers.
@@ -44,6 +48,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     emitter.emit(
         TaskStarted,
         **host_facts(),
+        device=describe(device),
         task_arn=TaskMetadata(os.environ).task_arn,
         parameters=model.length,
         train_samples=len(sharding.shard(rank, epoch=1)),
@@ -64,7 +69,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
             emitter.emit(WorkerEpoch, **record)
         tests_final = training.finish()
     # The parameters are here: the server need not wait while they are tested.
-    final = count_correct(model.module, data.test, torch.arange(len(data.test))) if tests_final else None
+    final = count_correct(model, data.test, torch.arange(len(data.test))) if tests_final else None
     emitter.emit(
         WorkerSummary,
         **training.totals(),
@@ -75,11 +80,13 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     )
 
 
-def _check(environment: TaskEnvironment) -> None:
-    """Refuse what cannot be trained. Raises TrainingFailed."""
-    if not environment.parameter_server_address:
-        raise TrainingFailed("PARAMETER_SERVER_ADDRESS is not set; expected the server's host:port")
-    if environment.model not in (fitting := MODELS_FOR[environment.dataset]):
-        raise TrainingFailed(
-            f"MODEL={environment.model} does not fit DATASET={environment.dataset}; choose {', '.join(fitting)}"
-        )
+def _load(environment: TaskEnvironment) -> Data:
+    """The data set. Raises TrainingFailed if it is not there, or its model is none for it."""
+    dataset, model = environment.dataset, environment.model
+    problems = catalogue_problems(
+        dataset, model, data=environment.data_directory, augment=environment.augment
+    )
+    if problems:
+        variables = {"data": "DATA_DIRECTORY", "model": "MODEL", "augment": "AUGMENT"}
+        raise TrainingFailed("; ".join(f"{variables[field]}: {says}" for field, says in problems.items()))
+    return load_dataset(dataset, images_of(dataset, model), environment.data_directory)

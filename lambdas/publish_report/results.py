@@ -70,6 +70,8 @@ class ServerMetrics(Shape):
     """Mean time between updates over the whole run; in sync mode the duration of a step."""
     apply_seconds: float | None
     """Time spent in the optimizer."""
+    parameters_sha256: str | None
+    """SHA-256 of the final parameters: two sync experiments that share it trained alike, bit for bit."""
     last_version_seen: int | None
     """Highest parameter version in any of the server's records: how far an experiment came that failed."""
 
@@ -170,6 +172,7 @@ class TaskProvenance(Shape):
     cpu_model: str
     cpu_count: int
     threads: int
+    device: str
     python_version: str
     torch_version: str
     grpc_version: str

@@ -261,6 +261,7 @@ def provenance(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> li
         ("CPU model", _distinct(tasks, lambda task: task.cpu_model)),
         ("CPUs seen by a task", _distinct(tasks, lambda task: str(task.cpu_count))),
         ("Torch threads", _distinct(tasks, lambda task: str(task.threads))),
+        ("Device", _distinct(tasks, lambda task: task.device)),
         ("torch", _distinct(tasks, lambda task: task.torch_version)),
         ("grpc", _distinct(tasks, lambda task: task.grpc_version)),
         ("Python", _distinct(tasks, lambda task: task.python_version)),

@@ -109,10 +109,11 @@ def test_stopped_execution_is_swept(cloud: Cloud, start: Callable[..., str]) -> 
 def test_missing_data_is_one_clear_error(
     start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
-    arn = start({"experiments": [{"mode": "sync", "workers": 1}], "training": {"dataset": "cifar10"}})
+    training = {"dataset": "cifar10", "data": "/nowhere"}
+    arn = start({"experiments": [{"mode": "sync", "workers": 1}], "training": training})
     described = ended(arn)
     assert described["status"] == "FAILED"
-    assert "CIFAR-10" in described["cause"] or "cifar10" in described["cause"]
+    assert "cifar10: 7 of 7 files are not in DATA_DIRECTORY /nowhere" in described["cause"]
 
 
 def _statuses(cloud: Cloud, arn: str) -> set[str]:

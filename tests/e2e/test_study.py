@@ -14,6 +14,7 @@ from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import client_environment
 from tests.e2e.machine import QUICK, ROOT, bare_environment, client, processes_of, running_tasks
+from tests.unit.torchvision_files import write_idx
 
 AWS_CLI = ROOT / ".tools" / "aws" / "bin" / "aws"
 
@@ -139,3 +140,31 @@ def _log_lines(cloud: Cloud) -> list[str]:
         .paginate(logGroupName=cloud.outputs["LogGroupName"])
     )
     return [event["message"] for page in pages for event in page["events"]]
+
+
+def test_data_come_from_the_deployments_bucket_and_sync_training_repeats_bit_for_bit(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]], tmp_path: Path
+) -> None:
+    # Given a few images in MNIST's format in the bucket
+    write_idx(tmp_path / "MNIST" / "raw", train=[0, 1] * 16)
+    s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
+    for file in sorted((tmp_path / "MNIST" / "raw").iterdir()):
+        s3.upload_file(str(file), bucket, f"datasets/tiny/{file.relative_to(tmp_path)}")
+    # When a study trains on them, the same experiment twice
+    study = {
+        "experiments": [{"name": name, "mode": "sync", "workers": 3, "seed": 7} for name in ("one", "two")],
+        "training": {"dataset": "mnist", "data": f"s3://{bucket}/datasets/tiny", "model": "mlp", "epochs": 2},
+    }
+    arn = start(study)
+    described = ended(arn)
+    # Then both ended with the same parameters
+    assert described["status"] == "SUCCEEDED", described.get("cause")
+    prefix = study_prefix(arn.rsplit(":", 1)[1])
+    digests = {
+        json.loads(s3.get_object(Bucket=bucket, Key=f"{prefix}experiments/{name}.json")["Body"].read())[
+            "server_metrics"
+        ]["parameters_sha256"]
+        for name in ("one", "two")
+    }
+    assert len(digests) == 1
+    assert {len(digest) for digest in digests} == {64}

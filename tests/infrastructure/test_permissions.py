@@ -139,7 +139,7 @@ def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: 
     assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
 
 
-def test_the_server_answers_its_rendezvous_and_a_worker_may_do_nothing(assembly: Assembly) -> None:
+def test_the_server_answers_its_rendezvous_and_a_worker_reads_data_sets(assembly: Assembly) -> None:
     roles = {
         resource["Properties"]["ContainerDefinitions"][0]["Name"]: resource["Properties"]["TaskRoleArn"]
         for resource in assembly.resources("AWS::ECS::TaskDefinition").values()
@@ -150,4 +150,7 @@ def test_the_server_answers_its_rendezvous_and_a_worker_may_do_nothing(assembly:
         "states:SendTaskFailure",
         "states:SendTaskHeartbeat",
     }
-    assert allowed(assembly, roles["worker"]) == set()
+    (reading,) = assembly.statements(roles["worker"])
+    assert actions_of(reading) == ["s3:GetObject"]
+    bucket, _ = assembly.only("AWS::S3::Bucket")
+    assert reading["Resource"] == {"Fn::Join": ["", [{"Fn::GetAtt": [bucket, "Arn"]}, "/datasets/*"]]}

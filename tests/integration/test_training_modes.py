@@ -4,10 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from training_processes import Experiment, experiment
 
+from contract.catalogue import Dataset, ModelName, images_of
 from contract.metrics import (
     ServerInterval,
     ServerSummary,
@@ -16,6 +19,15 @@ from contract.metrics import (
     WorkerEpoch,
     WorkerSummary,
 )
+from contract.task import TaskEnvironment
+from runtime.connection import Connection
+from runtime.model import build_model
+from runtime.parameters import FlatModel
+from runtime.sharding import Sharding
+from runtime.split import Split
+from runtime.training import Training
+from runtime.wire.parameter_server_pb2 import Sender
+from tests.unit.torchvision_files import write_idx
 
 PATIENCE = 60.0
 
@@ -37,6 +49,10 @@ def test_sync_workers_train_and_test_one_model(tmp_path: Path) -> None:
     # Then their shards and shares make up the data set
     assert sum(record.train_samples for record in started) == 1437
     assert sum(record.test_samples for record in started) == 360
+    # Then gradients were computed where torch is fastest, and the server stayed on the CPU
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    assert {record.device.split()[0] for record in started} == {device}
+    assert running.server.records(TaskStarted)[0].device == "cpu"
     # Then each epoch tested one version, every image of the test set once, and the model learned
     steps = 1437 // 3 // 16
     for epoch, records in enumerate(zip(*epochs, strict=True), start=1):
@@ -59,14 +75,19 @@ def test_sync_workers_train_and_test_one_model(tmp_path: Path) -> None:
         assert min(record.compute_seconds, record.push_pull_seconds) > 0
 
 
-def test_the_same_seed_gives_the_same_sync_training(tmp_path: Path) -> None:
-    losses = []
-    for name in ("first", "second"):
+def test_the_same_seed_gives_the_same_sync_training_bit_for_bit(tmp_path: Path) -> None:
+    # Given two runs of one experiment, and one of another seed
+    losses, digests = [], []
+    for name, seed in (("first", 7), ("second", 7), ("other", 8)):
         (tmp_path / name).mkdir()
-        with experiment(tmp_path / name, 2, EPOCHS=2, SEED=7) as running:
+        with experiment(tmp_path / name, 3, EPOCHS=1, SEED=seed) as running:
             assert_all_succeed(running)
             losses.append([[r.loss for r in worker.records(WorkerEpoch)] for worker in running.workers])
-    assert losses[0] == losses[1]
+            digests.append(running.server.records(ServerSummary)[0].parameters_sha256)
+    # Then the final parameters of the two are the same, to the last bit
+    assert len(digests[0]) == 64
+    assert digests[0] == digests[1] != digests[2]
+    assert losses[0] == losses[1] != losses[2]
 
 
 def test_async_gradients_are_as_stale_as_there_are_other_workers(tmp_path: Path) -> None:
@@ -105,6 +126,55 @@ def test_a_large_model_travels_in_chunks(tmp_path: Path) -> None:
     assert sum(record.test_correct for record in epochs) > 0.5 * 512
 
 
+def test_a_torchvision_model_trains_on_images_from_a_folder(tmp_path: Path) -> None:
+    # Given a few images in MNIST's format
+    write_idx(tmp_path / "MNIST" / "raw", train=[0, 1] * 8)
+    settings = {"DATASET": "mnist", "DATA_DIRECTORY": tmp_path, "MODEL": "resnet18", "BATCH_SIZE": 4}
+    with experiment(tmp_path, 2, EPOCHS=1, LEARNING_RATE=0.01, **settings) as running:
+        assert_all_succeed(running)
+        started = [task.records(TaskStarted)[0] for task in running.tasks]
+        server = running.server.records(ServerSummary)[0]
+    assert {record.parameters for record in started} == {11_172_810}
+    assert [record.train_samples for record in started] == [0, 8, 8]
+    assert server.global_steps_completed == 2
+
+
+def train_here(folder: Path, augment: bool) -> float | None:
+    """Mean loss of one epoch on a few images in CIFAR10's shape, of a worker in this process."""
+    folder.mkdir()
+    settings: dict[str, Any] = {"dataset": Dataset.CIFAR10, "model": ModelName.LOGISTIC_REGRESSION}
+    environment = TaskEnvironment(augment=augment, **settings)
+    split = Split(torch.arange(64 * 3072).view(64, 3, 32, 32) % 251, torch.arange(64) % 10, 125.0, 70.0)
+    model = FlatModel(
+        build_model(environment.model, images_of(environment.dataset, environment.model), seed=0)
+    )
+    sharding = Sharding(len(split), workers=1, batch_size=16, seed=0)
+    running = Experiment(folder, 1, **{name.upper(): value for name, value in settings.items()})
+    try:
+        with Connection(
+            running.address,
+            Sender(study="study", experiment=running.name, rank=0),
+            parameters=model.length,
+            steps=sharding.steps_per_epoch,
+            timeout_seconds=PATIENCE,
+            abandon=lambda error: pytest.fail(str(error)),
+        ) as connection:
+            training = Training(environment, sharding, split, model, connection)
+            loss: float | None = training.run_epoch(1)["loss"]
+            training.finish()
+        assert running.server.wait(PATIENCE) == 0
+    finally:
+        running.server.process.kill()
+    return loss
+
+
+def test_a_worker_augments_where_it_is_told_to_and_the_same_every_time(tmp_path: Path) -> None:
+    plain, augmented, again = (
+        train_here(tmp_path / name, augment=name != "plain") for name in ("plain", "augmented", "again")
+    )
+    assert augmented == again != plain
+
+
 def test_records_are_numbered_without_a_gap(tmp_path: Path) -> None:
     with experiment(tmp_path, 1, EPOCHS=1) as running:
         assert_all_succeed(running)
@@ -135,8 +205,17 @@ def test_the_command_line_runs_both_roles() -> None:
     ("settings", "reason"),
     [
         ({"EPOCHS": "none"}, "task environment refused: 1 problem; EPOCHS:"),
-        ({"DATASET": "cifar10", "MODEL": "cifar-cnn"}, "cifar10: DATA_DIRECTORY is not set"),
-        ({"DATASET": "cifar10", "MODEL": "digits-cnn"}, "MODEL=digits-cnn does not fit DATASET=cifar10"),
+        ({"DATASET": "cifar10", "MODEL": "cifar-cnn"}, "DATA_DIRECTORY: cifar10 is not built in"),
+        (
+            {"DATASET": "cifar10", "MODEL": "cifar-cnn", "DATA_DIRECTORY": "/nowhere"},
+            "cifar10: 7 of 7 files are not in DATA_DIRECTORY /nowhere: cifar-10-batches-py/data_batch_1, ",
+        ),
+        (
+            {"DATASET": "mnist", "MODEL": "mlp", "DATA_DIRECTORY": "/data", "AUGMENT": "1"},
+            "AUGMENT: does not fit mnist; it is for cifar10, cifar100",
+        ),
+        ({"MODEL": "resnet18"}, "MODEL: resnet18 does not fit digits; choose digits-cnn, mlp, logistic"),
+        ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS is 'many'; expected a number of threads"),
         ({"PARAMETER_SERVER_ADDRESS": ""}, "PARAMETER_SERVER_ADDRESS is not set"),
     ],
 )

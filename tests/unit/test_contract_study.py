@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.aggregation import KEY_OF, Aggregation, Mode
+from contract.catalogue import MODELS_FOR, STORED, Dataset, ModelName
 from contract.compute import Compute
 from contract.document import MAX_WORKERS
 from contract.errors import StudyRefused
@@ -22,7 +23,7 @@ from contract.study import (
     history_events,
     parse_study,
 )
-from contract.training import MODELS_FOR, ModelName, Training
+from contract.training import Training
 from lambdas.plan_study.launch import launch_item
 
 EVERY_MODE = "'sync', 'async', 'backup', 'ssp', 'ksync', 'kasync', 'staleness-aware' or 'dc-asgd'"
@@ -123,8 +124,23 @@ def test_explicit_experiments_may_say_their_own_and_are_told_apart_by_it() -> No
 
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
-def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...]) -> None:
-    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+def test_a_dataset_brings_its_model(dataset: Dataset, models: tuple[ModelName, ...]) -> None:
+    training = {"dataset": str(dataset)} | ({"data": "/data"} if dataset in STORED else {})
+    assert {e.training.model for e in planned({"training": training})} == {models[0]}
+
+
+@pytest.mark.parametrize("data", ["/", "/data sets/ä", "s3://bucket", "s3://my-bucket.eu/some/prefix/"])
+def test_data_lie_in_a_folder_or_under_an_s3_prefix(data: str) -> None:
+    training = {"dataset": "mnist", "data": data}
+    assert {e.training.data for e in planned({"training": training})} == {data}
+
+
+@pytest.mark.parametrize(
+    "data", ["", "data", "~/data", "S3://bucket", "s3://", "s3://Bucket/x", "https://x/y", "/a\nb", "/" * 257]
+)
+def test_data_that_are_neither_are_refused(data: str) -> None:
+    problems = refusal({"training": {"dataset": "mnist", "data": data}}).problems
+    assert problems[0].startswith("training.data: ")
 
 
 @pytest.mark.parametrize(
@@ -279,12 +295,31 @@ def test_a_dataset_brings_its_model(dataset: str, models: tuple[ModelName, ...])
             ],
         ),
         (
-            {"training": {"dataset": "cifar10", "model": "digits-cnn"}},
-            ["training.model: digits-cnn does not fit cifar10; choose cifar-cnn"],
+            {"training": {"dataset": "cifar10", "data": "/data", "model": "digits-cnn"}},
+            [
+                "training.model: digits-cnn does not fit cifar10; choose cifar-cnn, mlp, logistic-regression,"
+                " resnet18, resnet34, mobilenet_v2"
+            ],
         ),
         (
             {"training": {"model": "cifar-cnn"}},
-            ["training.model: cifar-cnn does not fit digits; choose digits-cnn"],
+            ["training.model: cifar-cnn does not fit digits; choose digits-cnn, mlp, logistic-regression"],
+        ),
+        (
+            {"training": {"dataset": "cifar100", "model": "resnet18"}},
+            ["training.data: cifar100 is not built in; name its folder (/…) or s3://bucket/prefix"],
+        ),
+        (
+            {"training": {"dataset": "synthetic", "data": "/data"}},
+            ["training.data: synthetic is built in; leave it out"],
+        ),
+        (
+            {"training": {"dataset": "mnist", "data": "/data", "augment": True}},
+            ["training.augment: does not fit mnist; it is for cifar10, cifar100"],
+        ),
+        (
+            {"training": {"dataset": "mnist", "data": "/data", "augment": 1}},
+            ["training.augment: must be a valid boolean, not 1"],
         ),
         (
             {"experiments": [{"mode": "sync", "workers": 4}], "matrix": {}, "preset": "full", "seeds": [0]},
@@ -327,7 +362,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     }
     message = str(refusal(document))
     lines = message.splitlines()
-    assert lines[0] == "study refused: 6 problems"
+    assert lines[0] == "study refused: 7 problems"
     assert [line.split(":")[0] for line in lines[1:]] == [
         "  - experiments[0].workers",
         "  - training.epochs",
@@ -335,6 +370,7 @@ def test_all_mistakes_are_told_at_once() -> None:
         "  - nmae",
         "  - preset",
         "  - training.model",
+        "  - training.data",
     ]
 
 
@@ -403,8 +439,10 @@ def test_the_largest_study_fits_the_output_of_a_state() -> None:
         {
             "experiments": experiments,
             "training": {
-                "dataset": "synthetic",
-                "model": "digits-cnn",
+                "dataset": "cifar100",
+                "model": "logistic-regression",
+                "data": "/".ljust(256, "d"),
+                "augment": True,
                 "weight_decay": 0.000123456789,
                 "schedule": "step",
                 "decay_epochs": 12.3456789,
@@ -487,8 +525,10 @@ NEARLY = st.fixed_dictionaries(
         "training": st.fixed_dictionaries(
             {},
             optional={
-                "dataset": st.sampled_from(["digits", "synthetic", "cifar10", "mnist"]),
-                "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet", None]),
+                "dataset": st.sampled_from(["digits", "synthetic", "cifar10", "mnist", "imagenet"]),
+                "model": st.sampled_from(["digits-cnn", "cifar-cnn", "resnet18", "resnet", None]),
+                "data": st.sampled_from(["/data", "s3://bucket/x", "", "data", None]),
+                "augment": st.booleans() | st.none(),
                 "epochs": st.integers(0, 5) | SCALARS,
                 "learning_rate": st.floats(),
                 "optimizer": st.sampled_from(["sgd", "adam"]),

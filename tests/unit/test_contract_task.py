@@ -5,12 +5,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from contract.aggregation import KEY_OF, Mode
+from contract.catalogue import Dataset, ModelName
 from contract.compute import Straggler
 from contract.errors import TaskEnvironmentRefused
 from contract.plan import plan
 from contract.study import parse_study
 from contract.task import SERVER_PORT, TaskEnvironment, shared_environment
-from contract.training import Dataset, ModelName
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
@@ -25,6 +25,7 @@ ENVIRONMENTS = st.builds(
     dataset=st.sampled_from(Dataset),
     data_directory=WORDS,
     model=st.sampled_from(ModelName),
+    augment=st.booleans(),
     epochs=st.integers(1, 1000),
     batch_size=st.integers(1, 65536),
     learning_rate=POSITIVE,
@@ -73,7 +74,10 @@ def test_an_experiment_says_everything_that_its_tasks_share() -> None:
         {
             "experiments": [{"name": "one", "mode": "async", "workers": 3, "seed": 9}],
             "training": {
-                "dataset": "synthetic",
+                "dataset": "cifar10",
+                "model": "resnet18",
+                "data": "s3://bucket/prefix",
+                "augment": True,
                 "epochs": 2,
                 "batch_size": 8,
                 "learning_rate": 1e-05,
@@ -91,8 +95,10 @@ def test_an_experiment_says_everything_that_its_tasks_share() -> None:
         "SERVER_MODE": "async",
         "TOTAL_WORKERS_EXPECTED": "3",
         "SERVER_PORT": str(SERVER_PORT),
-        "DATASET": "synthetic",
-        "MODEL": "digits-cnn",
+        "DATASET": "cifar10",
+        "DATA_DIRECTORY": "s3://bucket/prefix",
+        "MODEL": "resnet18",
+        "AUGMENT": "True",
         "EPOCHS": "2",
         "BATCH_SIZE": "8",
         "LEARNING_RATE": "1e-05",

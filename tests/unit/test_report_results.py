@@ -80,6 +80,7 @@ def server_summary(of: Experiment, **changed: Any) -> ServerSummary:
         "all_training_seconds": 5.5,
         "staleness_histogram": {1: 30, 0: 10},
         "apply_seconds": 0.1,
+        "parameters_sha256": "5e" * 32,
     }
     return ServerSummary.model_validate(whose(of, "server", 0, 1, 20) | values | changed)
 
@@ -127,6 +128,7 @@ def test_server_metrics_are_those_of_the_summary() -> None:
         "updates_per_second": 5.0,
         "mean_step_seconds": 0.2,
         "apply_seconds": 0.1,
+        "parameters_sha256": "5e" * 32,
         "last_version_seen": 40,
         "average_gradient_staleness": 0.75,
         "average_gradient_staleness_all_training": 1.0,

@@ -1,34 +1,31 @@
-"""Data sets and models."""
+"""Data sets: built in, from a folder and from S3."""
 
-import hashlib
-import pickle
 from pathlib import Path
 
-import numpy as np
+import boto3
 import pytest
 import torch
 
+from contract.catalogue import MODELS_FOR, STORED, Dataset, ModelName, images_of
 from contract.errors import TrainingFailed
-from contract.training import MODELS_FOR, Dataset, ModelName
 from runtime.dataset import load_dataset
-from runtime.model import INPUT_SHAPES, build_model
-from runtime.parameters import FlatModel
+from tests.unit import torchvision_files
 
-DIGITS_SHAPE = INPUT_SHAPES[ModelName.DIGITS_CNN]
-CIFAR_SHAPE = INPUT_SHAPES[ModelName.CIFAR_CNN]
+DIGITS = images_of(Dataset.DIGITS, ModelName.DIGITS_CNN)
+IDX = sorted({Dataset.MNIST, Dataset.FASHION_MNIST})
 
 
 def test_digits_are_split_into_1437_and_360_with_every_class_in_proportion() -> None:
-    data = load_dataset(Dataset.DIGITS, DIGITS_SHAPE, "")
+    data = load_dataset(Dataset.DIGITS, DIGITS, "")
     assert (len(data.train), len(data.test)) == (1437, 360)
-    assert data.train.images.shape[1:] == data.test.images.shape[1:] == (1, 8, 8)
+    assert data.train.images.shape[1:] == data.test.images.shape[1:] == DIGITS.shape
     for digit in range(10):
         train, test = (int((split.labels == digit).sum()) for split in (data.train, data.test))
         assert abs(test - (train + test) / 5) < 1
 
 
 def test_digits_are_standardised() -> None:
-    data = load_dataset(Dataset.DIGITS, DIGITS_SHAPE, "")
+    data = load_dataset(Dataset.DIGITS, DIGITS, "")
     images, _ = data.train.batch(torch.arange(len(data.train)))
     assert images.dtype == torch.float32
     assert abs(float(images.mean())) < 0.05
@@ -37,91 +34,132 @@ def test_digits_are_standardised() -> None:
 
 @pytest.mark.parametrize("model", MODELS_FOR[Dataset.SYNTHETIC])
 def test_synthetic_data_take_the_shape_of_the_model_and_are_always_the_same(model: ModelName) -> None:
-    data = load_dataset(Dataset.SYNTHETIC, INPUT_SHAPES[model], "")
-    again = load_dataset(Dataset.SYNTHETIC, INPUT_SHAPES[model], "")
-    assert data.train.images.shape[1:] == INPUT_SHAPES[model]
+    images = images_of(Dataset.SYNTHETIC, model)
+    data, again = (load_dataset(Dataset.SYNTHETIC, images, "") for _ in range(2))
+    assert data.train.images.shape[1:] == images.shape
     assert torch.equal(data.train.images, again.train.images)
-    images, labels = data.test.batch(torch.arange(20))
-    assert build_model(model, seed=0)(images).shape == (20, 10)
+    _, labels = data.test.batch(torch.arange(20))
     assert set(labels.tolist()) == set(range(10))
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not a pickle"])
-def test_a_missing_or_damaged_cifar10_is_one_clear_error(content: bytes | None, tmp_path: Path) -> None:
-    if content is not None:
-        folder = tmp_path / "cifar-10-batches-py"
-        folder.mkdir()
-        for name in ["batches.meta", "test_batch", *(f"data_batch_{i}" for i in range(1, 6))]:
-            (folder / name).write_bytes(content)
+@pytest.mark.parametrize("dataset", sorted(STORED))
+def test_a_stored_dataset_is_read_from_its_folder(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision_files.write(dataset, tmp_path, monkeypatch)
+    images = images_of(dataset, ModelName.MLP)
+    data = load_dataset(dataset, images, str(tmp_path))
+    # Then images are channels first, as bytes, beside their labels
+    assert data.train.images.shape == (3, *images.shape)
+    assert data.test.images.shape == (1, *images.shape)
+    assert data.train.images.dtype == torch.uint8
+    assert data.train.labels.tolist() == torchvision_files.TRAIN
+    assert data.test.labels.tolist() == torchvision_files.TEST
+    corners = data.train.images[:, :, 0, 0].tolist()
+    assert corners == ([[7, 17, 27], [0] * 3, [1] * 3] if images.shape.channels == 3 else [[7], [0], [1]])
+    batch, _ = data.test.batch(torch.tensor([0]))
+    assert torch.allclose(batch, torch.tensor((9 - data.test.mean) / data.test.std))
+
+
+@pytest.mark.parametrize("dataset", sorted(STORED))
+def test_missing_data_are_one_clear_error(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(TrainingFailed) as caught:
-        load_dataset(Dataset.CIFAR10, CIFAR_SHAPE, str(tmp_path))
-    assert "cifar-10-batches-py" in str(caught.value)
-    assert str(tmp_path) in str(caught.value)
-    assert "\n" not in str(caught.value)
+        load_dataset(dataset, images_of(dataset, ModelName.MLP), str(tmp_path))
+    message = str(caught.value)
+    assert message.startswith(f"{dataset}: ")
+    assert f"files are not in DATA_DIRECTORY {tmp_path}: " in message
+    assert {
+        Dataset.CIFAR10: "cifar-10-batches-py/data_batch_5",
+        Dataset.CIFAR100: "cifar-100-python/train",
+        Dataset.MNIST: "MNIST/raw/train-images-idx3-ubyte",
+        Dataset.FASHION_MNIST: "FashionMNIST/raw/t10k-labels-idx1-ubyte",
+    }[dataset] in message
+    assert "\n" not in message
 
 
-def test_cifar10_is_read_from_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Given files of CIFAR10's form, with the sums that torchvision expects of them
-    with pytest.raises(TrainingFailed):
-        load_dataset(Dataset.CIFAR10, CIFAR_SHAPE, str(tmp_path))  # imports torchvision
-    from torchvision.datasets import CIFAR10  # noqa: PLC0415 - cannot be imported before
+def damaged(dataset: Dataset, folder: Path) -> str:
+    with pytest.raises(TrainingFailed) as caught:
+        load_dataset(dataset, images_of(dataset, ModelName.MLP), str(folder))
+    message = str(caught.value)
+    assert message.startswith(
+        f"{dataset}: the files in DATA_DIRECTORY {folder} are damaged or of another data set ("
+    )
+    assert "\n" not in message
+    return message
 
-    folder = tmp_path / CIFAR10.base_folder
-    folder.mkdir()
 
-    def write(name: str, content: dict[str, object]) -> list[str]:
-        data = pickle.dumps(content)
-        (folder / name).write_bytes(data)
-        return [name, hashlib.md5(data, usedforsecurity=False).hexdigest()]
+@pytest.mark.parametrize("dataset", sorted(STORED))
+@pytest.mark.parametrize("content", [b"", b"not a data set", bytes(16), b"\0\0\x08\x03" + b"\xff" * 12])
+def test_damaged_data_are_one_clear_error(
+    content: bytes, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision_files.write(dataset, tmp_path, monkeypatch)
+    files = sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    files[-1].write_bytes(content)
+    assert str(files[-1].relative_to(tmp_path)) in damaged(dataset, tmp_path)
 
-    def batch(value: int) -> dict[str, object]:
-        return {"data": np.full((3, 3072), value, dtype=np.uint8), "labels": [value, 0, 1]}
 
-    train = [write("data_batch_1", batch(7)), write("data_batch_2", batch(8))]
-    monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", [write("test_batch", batch(9))])
-    name, digest = write("batches.meta", {"label_names": ["plane", "car"]})
-    monkeypatch.setattr(CIFAR10, "meta", {"filename": name, "key": "label_names", "md5": digest})
+@pytest.mark.parametrize("dataset", IDX)
+def test_a_file_that_was_cut_off_is_damaged(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torchvision_files.write(dataset, tmp_path, monkeypatch)
+    for path in tmp_path.rglob("train-images-*"):
+        path.write_bytes(path.read_bytes()[:-1])
+    damaged(dataset, tmp_path)
+
+
+def test_another_dataset_of_the_same_form_is_told_apart(tmp_path: Path) -> None:
+    folder = tmp_path / "MNIST" / "raw"
+    torchvision_files.write_idx(folder, train=[3, 25])
+    assert "a label is 25; expected less than 10" in damaged(Dataset.MNIST, tmp_path)
+    torchvision_files.write_idx(folder, size=14)
+    assert "images (3, 1, 14, 14) and 3 labels; expected" in damaged(Dataset.MNIST, tmp_path)
+    torchvision_files.write_idx(folder, train=[])
+    damaged(Dataset.MNIST, tmp_path)
+
+
+@pytest.fixture
+def bucket(aws: boto3.Session) -> boto3.Session:
+    """An account with an empty bucket, `data`."""
+    aws.client("s3").create_bucket(Bucket="data")
+    return aws
+
+
+@pytest.mark.parametrize("dataset", [Dataset.CIFAR10, Dataset.MNIST])
+@pytest.mark.parametrize("prefix", ["", "sets/of images/"])
+def test_a_stored_dataset_is_read_from_s3(
+    dataset: Dataset,
+    prefix: str,
+    bucket: boto3.Session,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Given a data set's files under a prefix, and nothing else on this machine
+    torchvision_files.write(dataset, tmp_path / "files", monkeypatch)
+    for path in (path for path in (tmp_path / "files").rglob("*") if path.is_file()):
+        bucket.client("s3").upload_file(str(path), "data", f"{prefix}{path.relative_to(tmp_path / 'files')}")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
     # When it is loaded
-    data = load_dataset(Dataset.CIFAR10, CIFAR_SHAPE, str(tmp_path))
-    # Then images are channels first, beside their labels
-    assert data.train.images.shape == (6, *CIFAR_SHAPE)
-    assert data.train.labels.tolist() == [7, 0, 1, 8, 0, 1]
-    images, labels = data.test.batch(torch.tensor([0]))
-    assert images.shape == (1, *CIFAR_SHAPE)
-    assert labels.tolist() == [9]
-
-
-def test_a_model_follows_from_its_seed_and_leaves_the_random_state_alone() -> None:
-    state = torch.random.get_rng_state()
-    first, again, other = (FlatModel(build_model(ModelName.DIGITS_CNN, seed)) for seed in (1, 1, 2))
-    assert torch.equal(first.parameters, again.parameters)
-    assert not torch.equal(first.parameters, other.parameters)
-    assert torch.equal(torch.random.get_rng_state(), state)
+    data = load_dataset(dataset, images_of(dataset, ModelName.MLP), f"s3://data/{prefix}")
+    # Then it is the same, and nothing stays on the disk
+    assert data.train.labels.tolist() == torchvision_files.TRAIN
+    assert list((tmp_path / "temporary").iterdir()) == []
 
 
 @pytest.mark.parametrize(
-    ("model", "length"), [(ModelName.DIGITS_CNN, 38_282), (ModelName.CIFAR_CNN, 620_810)]
+    ("location", "reason"),
+    [
+        ("s3://data/sets", "s3://data/sets/MNIST/raw/train-images-idx3-ubyte cannot be read: "),
+        ("s3://elsewhere", "s3://elsewhere/MNIST/raw/train-images-idx3-ubyte cannot be read: "),
+    ],
 )
-def test_models_have_the_size_that_their_docstrings_name(model: ModelName, length: int) -> None:
-    assert FlatModel(build_model(model, seed=0)).length == length
-
-
-def test_parameters_and_gradients_are_views_into_the_flat_buffers() -> None:
-    plain, flat = build_model(ModelName.DIGITS_CNN, 0), FlatModel(build_model(ModelName.DIGITS_CNN, 0))
-    images = torch.randn(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    for module in (plain, flat.module):
-        module(images).sum().backward()
-    gradients = [part.grad.reshape(-1) for part in plain.parameters() if part.grad is not None]
-    assert torch.equal(flat.gradient, torch.cat(gradients))
-    flat.parameters.zero_()
-    assert not flat.module(images).any()
-
-
-@pytest.mark.parametrize(
-    ("module", "reason"),
-    [(torch.nn.BatchNorm1d(3), "has buffers"), (torch.nn.Linear(2, 2).double(), "not fp32")],
-)
-def test_models_that_a_flat_buffer_cannot_carry_are_refused(module: torch.nn.Module, reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        FlatModel(module)
+@pytest.mark.usefixtures("bucket")
+def test_what_is_not_in_s3_is_one_clear_error(location: str, reason: str) -> None:
+    with pytest.raises(TrainingFailed) as caught:
+        load_dataset(Dataset.MNIST, images_of(Dataset.MNIST, ModelName.MLP), location)
+    message = str(caught.value)
+    assert message.startswith(reason)
+    assert f"MNIST/raw/t10k-labels-idx1-ubyte under {location}" in message
+    assert "\n" not in message

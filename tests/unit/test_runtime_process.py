@@ -5,7 +5,9 @@ import sys
 
 import pytest
 
+from contract.errors import TrainingFailed
 from runtime.__main__ import main
+from runtime.process import thread_count
 
 FORK_SAFE = """
 import os, signal, sys
@@ -36,3 +38,17 @@ def test_importing_the_runtime_leaves_a_process_that_can_fork() -> None:
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
     assert capsys.readouterr().err == "usage: python -m runtime server|worker\n"
+
+
+@pytest.mark.parametrize(
+    ("environ", "threads"),
+    [({}, 1), ({"OMP_NUM_THREADS": ""}, 1), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "16"}, 4)],
+)
+def test_threads_are_as_many_as_said_and_no_more_than_cores(environ: dict[str, str], threads: int) -> None:
+    assert thread_count(environ, cores=4) == threads
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "two", "4,2", "1.5"])
+def test_a_number_of_threads_that_is_none_is_refused(given: str) -> None:
+    with pytest.raises(TrainingFailed, match=f"OMP_NUM_THREADS is '{given}'; expected a number"):
+        thread_count({"OMP_NUM_THREADS": given}, cores=4)

@@ -8,17 +8,19 @@ import torch
 from torch import Tensor
 
 from contract.aggregation import Aggregation, Mode
-from contract.training import Dataset, ModelName
+from contract.catalogue import Dataset, ModelName, images_of
 from runtime.codec import fill
-from runtime.dataset import Data, load_dataset
-from runtime.model import INPUT_SHAPES, build_model
+from runtime.dataset import load_dataset
+from runtime.model import build_model
 from runtime.optimizer import MomentumSGD
 from runtime.parameters import FlatModel
 from runtime.policy import Policy, Push, Verdict, policy_for
 from runtime.sharding import Sharding
+from runtime.split import Data
 from runtime.state import ServerState
 
 WORKERS, STEPS, SEED, PATIENCE = 4, 12, 5, 30.0
+DIGITS = images_of(Dataset.DIGITS, ModelName.DIGITS_CNN)
 TOLD = Aggregation(staleness_bound=2, dc_lambda=0.5)
 
 
@@ -40,11 +42,11 @@ class Recorded:
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    return load_dataset(Dataset.DIGITS, INPUT_SHAPES[ModelName.DIGITS_CNN], "")
+    return load_dataset(Dataset.DIGITS, DIGITS, "")
 
 
 def initial_model() -> FlatModel:
-    return FlatModel(build_model(ModelName.DIGITS_CNN, SEED))
+    return FlatModel(build_model(ModelName.DIGITS_CNN, DIGITS, SEED))
 
 
 def gradient_of(model: FlatModel, data: Data, rank: int, step: int) -> Tensor:

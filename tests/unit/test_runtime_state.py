@@ -11,22 +11,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.aggregation import Aggregation, Mode
-from contract.training import Dataset, ModelName
+from contract.catalogue import Dataset, ModelName, images_of
 from runtime.codec import fill
-from runtime.dataset import Data, load_dataset
+from runtime.dataset import load_dataset
 from runtime.ending import Ending
 from runtime.exchange import Answer, News, Phase, Snapshot
 from runtime.membership import AlreadyThere, InvalidMessage, TooEarly
-from runtime.model import INPUT_SHAPES, build_model
+from runtime.model import build_model
 from runtime.optimizer import MomentumSGD
 from runtime.parameters import FlatModel
 from runtime.policy import policy_for
 from runtime.schedule import Schedule
 from runtime.sharding import Sharding
+from runtime.split import Data
 from runtime.state import ServerState, TrainingEnded
 
 PATIENCE = 10.0
 LENGTH = 4
+DIGITS = images_of(Dataset.DIGITS, ModelName.DIGITS_CNN)
 
 
 def new_state(
@@ -383,7 +385,7 @@ def wait_until_held(state: ServerState, rank: int) -> None:
 def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
     """Sync training as the workers do it, in threads, without gRPC; the final parameters."""
     sharding = Sharding(len(data.train), workers, batch_size=16, seed=5)
-    server = FlatModel(build_model(ModelName.DIGITS_CNN, 5)).parameters
+    server = FlatModel(build_model(ModelName.DIGITS_CNN, DIGITS, 5)).parameters
     state = ServerState(
         workers=workers,
         parameters=server,
@@ -394,7 +396,7 @@ def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
         state.join(rank, server.numel(), steps)
         state.attend(rank)
 
-    models = [FlatModel(build_model(ModelName.DIGITS_CNN, rank)) for rank in range(workers)]
+    models = [FlatModel(build_model(ModelName.DIGITS_CNN, DIGITS, rank)) for rank in range(workers)]
 
     def work(rank: int) -> None:
         model = models[rank]
@@ -415,7 +417,7 @@ def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
 def train_alone(data: Data, workers: int, steps: int) -> torch.Tensor:
     """The same with torch's own SGD on the combined batches of all workers; the final parameters."""
     sharding = Sharding(len(data.train), workers, batch_size=16, seed=5)
-    model = FlatModel(build_model(ModelName.DIGITS_CNN, 5))
+    model = FlatModel(build_model(ModelName.DIGITS_CNN, DIGITS, 5))
     optimizer = torch.optim.SGD(model.module.parameters(), lr=0.05, momentum=0.9)
     batches = zip(*(sharding.batches(rank, epoch=1) for rank in range(workers)), strict=True)
     for combined in list(batches)[:steps]:
@@ -431,10 +433,10 @@ def backward(model: FlatModel, data: Data, indices: torch.Tensor) -> None:
 
 
 def test_sync_training_is_training_alone_with_the_combined_batch() -> None:
-    data = load_dataset(Dataset.DIGITS, INPUT_SHAPES[ModelName.DIGITS_CNN], "")
+    data = load_dataset(Dataset.DIGITS, DIGITS, "")
     together, again = (train_with_state(data, workers=4, steps=10) for _ in range(2))
     alone = train_alone(data, workers=4, steps=10)
     assert torch.equal(together, again), "whichever worker comes first, the bits are the same"
     assert torch.allclose(together, alone, rtol=1e-4, atol=1e-5)
-    initial = FlatModel(build_model(ModelName.DIGITS_CNN, 5)).parameters
+    initial = FlatModel(build_model(ModelName.DIGITS_CNN, DIGITS, 5)).parameters
     assert not torch.allclose(alone, initial, atol=1e-2), "ten steps went somewhere"
