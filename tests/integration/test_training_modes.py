@@ -266,7 +266,7 @@ def test_every_other_mode_trains_to_the_end(mode: str, settings: dict[str, objec
     if mode in {"backup", "ksync"}:
         # Then the slow worker was cancelled in most of its steps, and slowed nobody down
         slow = summaries[0]
-        assert slow.dropped_gradients > 0.8 * steps
+        assert slow.dropped_gradients > 0.5 * steps
         assert 0 < slow.cancelled_steps <= slow.dropped_gradients
         assert slow.compute_seconds < 0.5 * 20 * 0.004 * steps
         assert set(server.staleness_histogram) == {0}
