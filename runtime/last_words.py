@@ -16,10 +16,15 @@ MAX_REASON = 4000
 """Longest reason that a record holds."""
 
 
-def say_failed(emitter: Emitter, error: BaseException) -> None:
-    """Record the failure and print it on stderr, in one line however many the error has."""
+def reason_of(error: BaseException) -> str:
+    """Why, in one line however many the error has; with its type where the error is not one of ours."""
     name = "" if isinstance(error, LockstepError | Stopped) else f"{type(error).__name__}: "
-    reason = "; ".join(line.strip(" -") for line in f"{name}{error}".splitlines())[:MAX_REASON]
+    return "; ".join(line.strip(" -") for line in f"{name}{error}".splitlines())[:MAX_REASON]
+
+
+def say_failed(emitter: Emitter, error: BaseException) -> None:
+    """Record the failure and print it on stderr."""
+    reason = reason_of(error)
     peer = error.peer if isinstance(error, VanishedPeer) else ""
     emitter.emit(TaskFailed, reason=reason, lost_peer=peer)
     print(f"lockstep-{emitter.role}: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - for people and logs

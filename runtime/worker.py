@@ -5,6 +5,7 @@ Runs as a task of its own, one per rank; knows nothing of how gradients are aggr
 
 import os
 from functools import partial
+from typing import NamedTuple
 
 import torch
 
@@ -16,7 +17,7 @@ from runtime.connection import Connection, withdraw
 from runtime.dataset import load_dataset
 from runtime.device import choose_device, describe
 from runtime.emitter import Emitter
-from runtime.last_words import abandon
+from runtime.last_words import abandon, reason_of
 from runtime.model import build_model
 from runtime.parameters import FlatModel
 from runtime.process import host_facts
@@ -34,17 +35,14 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     )
     if not environment.parameter_server_address:
         raise TrainingFailed("PARAMETER_SERVER_ADDRESS is not set; expected the server's host:port")
-    workers, rank = environment.total_workers_expected, environment.worker_rank
     try:
-        data = _load(environment)
-        images, device = images_of(environment.dataset, environment.model), choose_device()
-        model = FlatModel(build_model(environment.model, images, environment.seed).to(device))
-        sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
+        data, model, device, sharding = _prepare(environment)
     except Exception as error:
         # Whatever it is: nobody else would tell the server, which waits for all workers.
-        withdraw(environment.parameter_server_address, sender, f"{type(error).__name__}: {error}")
+        withdraw(environment.parameter_server_address, sender, reason_of(error))
         raise
-    share = share_of_tests(len(data.test), workers, rank)
+    rank = environment.worker_rank
+    share = share_of_tests(len(data.test), environment.total_workers_expected, rank)
     emitter.emit(
         TaskStarted,
         **host_facts(),
@@ -78,6 +76,24 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
         final_test_correct=final,
         final_test_samples=len(data.test) if tests_final else None,
     )
+
+
+class _Prepared(NamedTuple):
+    """What a worker must have before it can join."""
+
+    data: Data
+    model: FlatModel
+    device: torch.device
+    sharding: Sharding
+
+
+def _prepare(environment: TaskEnvironment) -> _Prepared:
+    data = _load(environment)
+    images, device = images_of(environment.dataset, environment.model), choose_device()
+    model = FlatModel(build_model(environment.model, images, environment.seed).to(device))
+    workers = environment.total_workers_expected
+    sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
+    return _Prepared(data, model, device, sharding)
 
 
 def _load(environment: TaskEnvironment) -> Data:
