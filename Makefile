@@ -11,10 +11,10 @@ setup: .venv/.installed
 demo: setup
 	./lockstep demo
 
-# Static checks, then the fast tests on both cores, then those that run the real chain, one after another.
+# Static checks, then the tests on both cores, then those that run the whole chain, one after another.
 test: check .tools/aws/.installed .tools/cdk/.installed
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure
-	$(BIN)/python -m pytest -q tests/integration tests/e2e
+	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure tests/integration
+	$(BIN)/python -m pytest -q tests/e2e
 
 check: setup
 	$(BIN)/ruff check .
