@@ -212,7 +212,7 @@ def _watch(deployment: Deployment, execution: Execution) -> Ended:
 
 def _stop(deployment: Deployment, execution: Execution) -> None:
     """The first Ctrl-C stops the study, a second one stops waiting and says what may be left."""
-    _say("stopping the study; once more leaves it to the sweeper")
+    _say("stopping the study; once more stops waiting for its end")
     try:
         left = study_runs.stop(deployment, execution, _say)
     except KeyboardInterrupt:

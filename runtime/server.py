@@ -113,8 +113,6 @@ def _listen(environment: TaskEnvironment, state: ServerState) -> tuple[Any, int]
         state,
         study=environment.study_id,
         experiment=environment.experiment_name,
-        mode=environment.server_mode,
-        workers=workers,
     )
     add_ParameterServerServicer_to_server(servicer, server)
     wanted = f"{_interface(environment)}:{environment.server_port}"

@@ -51,19 +51,17 @@ Context = Any
 class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code has no types
     """Answers the workers of one experiment. What each call means stands in parameter_server.proto."""
 
-    def __init__(self, state: ServerState, *, study: str, experiment: str, mode: str, workers: int) -> None:
+    def __init__(self, state: ServerState, *, study: str, experiment: str) -> None:
         self._state = state
         self._study = study
         self._experiment = experiment
-        self._mode = mode
-        self._workers = workers
         self._length = state.length
 
     def Join(self, request: JoinRequest, context: Context) -> JoinReply:  # noqa: N802 - gRPC's name
         """Enter a worker."""
         with self._translating(context):
             self._state.join(self._rank(request.sender), request.parameters, request.steps)
-            return JoinReply(mode=self._mode, total_workers=self._workers)
+            return JoinReply()
 
     def Withdraw(self, request: WithdrawRequest, context: Context) -> WithdrawReply:  # noqa: N802 - gRPC's name
         """A worker cannot take part, and without it nobody can."""
@@ -164,7 +162,7 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         if news.superseded != known.superseded:
             yield Notice(superseded=Superseded(version=news.superseded))
         if news == known:
-            yield Notice(heartbeat=Heartbeat(version=self._state.version))
+            yield Notice(heartbeat=Heartbeat())
 
     @contextmanager
     def _translating(self, context: Context) -> Iterator[None]:

@@ -26,12 +26,8 @@ class JoinRequest(_message.Message):
     def __init__(self, sender: _Optional[_Union[Sender, _Mapping]] = ..., parameters: _Optional[int] = ..., steps: _Optional[int] = ...) -> None: ...
 
 class JoinReply(_message.Message):
-    __slots__ = ("mode", "total_workers")
-    MODE_FIELD_NUMBER: _ClassVar[int]
-    TOTAL_WORKERS_FIELD_NUMBER: _ClassVar[int]
-    mode: str
-    total_workers: int
-    def __init__(self, mode: _Optional[str] = ..., total_workers: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class WithdrawRequest(_message.Message):
     __slots__ = ("sender", "reason")
@@ -68,10 +64,8 @@ class Started(_message.Message):
     def __init__(self) -> None: ...
 
 class Heartbeat(_message.Message):
-    __slots__ = ("version",)
-    VERSION_FIELD_NUMBER: _ClassVar[int]
-    version: int
-    def __init__(self, version: _Optional[int] = ...) -> None: ...
+    __slots__ = ()
+    def __init__(self) -> None: ...
 
 class Superseded(_message.Message):
     __slots__ = ("version",)

@@ -80,7 +80,7 @@ class ParameterServerServicer:
     """Missing associated documentation comment in .proto file."""
 
     def Join(self, request, context):
-        """A worker enters under its rank. Answers, at once, what the server is; refuses strangers and taken ranks.
+        """A worker enters under its rank. Answers at once; refuses strangers and taken ranks.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
