@@ -5,7 +5,7 @@ Pure. What each mode does stands with its policy, in the runtime.
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from pydantic import Field
 
@@ -42,6 +42,12 @@ class Mode(StrEnum):
 
 BARRIER_MODES: Final = frozenset({Mode.SYNC, Mode.BACKUP, Mode.KSYNC})
 """Every gradient of an update was computed on the version that it changes: there is no staleness."""
+
+ONE_SERVER_MODES: Final = frozenset({Mode.BACKUP, Mode.KSYNC, Mode.KASYNC})
+"""Which gradients count is decided by one server: several would decide differently."""
+
+DEFAULT_MODES: Final = (Mode.SYNC, Mode.ASYNC)
+"""What a matrix compares that names none."""
 
 
 class Aggregation(Document):
@@ -112,6 +118,13 @@ def missing_keys(sections: Iterable[object], mode: Mode, name: Callable[[str], s
     return [f"{name(key)}: missing; mode {mode} needs it"] if key and not told else []
 
 
+def shards_problem(mode: Mode, shards: int, name: str) -> str:
+    """What is wrong with so many servers, or nothing; `name` is what the key is called."""
+    if shards > 1 and mode in ONE_SERVER_MODES:
+        return f"{name}: in mode {mode} one server decides which gradients count; choose 1, not {shards}"
+    return ""
+
+
 def workers_problem(mode: Mode, aggregation: Aggregation, workers: int, name: Callable[[str], str]) -> str:
     """What does not go with so many workers, or nothing; `name` says what a key is called."""
     value = aggregation.value(mode)
@@ -123,3 +136,30 @@ def workers_problem(mode: Mode, aggregation: Aggregation, workers: int, name: Ca
             " leaves none whose gradient counts"
         )
     return ""
+
+
+def aggregation_conflicts(document: Mapping[str, Any]) -> list[str]:
+    """Keys of a raw document's `aggregation` that no mode there takes, or that one needs and nobody gave."""
+    section, experiments = document.get("aggregation"), document.get("experiments")
+    if not isinstance(experiments, list):
+        matrix = document.get("matrix")
+        given = matrix.get("mode", DEFAULT_MODES) if isinstance(matrix, Mapping) else DEFAULT_MODES
+        modes = _modes(given if isinstance(given, list | tuple) else [])
+        problems = keys_problems(section, modes, "aggregation")
+        for mode in modes:
+            problems += missing_keys([section], mode, "aggregation.{}".format)
+        return list(dict.fromkeys(problems))
+    listed = [(i, entry) for i, entry in enumerate(experiments) if isinstance(entry, Mapping)]
+    problems = keys_problems(section, _modes(entry.get("mode") for _, entry in listed), "aggregation")
+    for i, entry in listed:
+        where = f"experiments[{i}].aggregation"
+        for mode in _modes([entry.get("mode")]):
+            problems += keys_problems(entry.get("aggregation"), [mode], where)
+            problems += missing_keys([entry.get("aggregation"), section], mode, f"{where}.{{}}".format)
+    return problems
+
+
+def _modes(given: Iterable[object]) -> list[Mode]:
+    """The modes among raw values, each once."""
+    known = {mode.value: mode for mode in Mode}
+    return list(dict.fromkeys(known[value] for value in given if isinstance(value, str) and value in known))

@@ -93,6 +93,17 @@ def compute_conflicts(section: object, name: Callable[[str], str] = "compute.{}"
     return problems
 
 
+def ignored_by_real_compute(section: object) -> list[str]:
+    """Keys of the raw section that say how long steps last, in a study whose steps last as long as they do."""
+    if not isinstance(section, Mapping) or section.get("mode", "real") != "real":
+        return []
+    return [
+        f"compute.{key}: belongs to mode emulated, not to real; set compute.mode or leave it out"
+        for key in ("distribution", "mean_ms")
+        if key in section
+    ]
+
+
 def straggler_problems(compute: Compute, workers: int) -> list[str]:
     """Stragglers that an experiment of `workers` workers does not have, or has twice."""
     ranks = [straggler.rank for straggler in compute.stragglers]

@@ -5,12 +5,18 @@ Imported by every part; knows none of them.
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final, get_args
+from typing import Annotated, Any, Final, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
 MAX_WORKERS: Final = 32
 """Largest number of workers of one experiment."""
+
+MAX_SHARDS: Final = 8
+"""Largest number of servers that one experiment's parameters are spread over."""
+
+Location = Annotated[str, Field(pattern=r"^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\x00-\x1f]*$", max_length=256)]
+"""An absolute folder, or a bucket with or without a prefix."""
 
 OnceEach = Field(min_length=1, json_schema_extra={"uniqueItems": True})
 

@@ -1,7 +1,7 @@
 """MetricRecord ⇄ METRICS_JSON line: what tasks say about their training.
 
 Printed by the runtime, read by ingestion and by the report. Records are told apart by what the emitter
-says of itself (study, experiment, role, rank, seq), never by a log event's id.
+says of itself (study, experiment, role, rank, attempt, seq), never by a log event's id.
 """
 
 import json
@@ -28,11 +28,15 @@ LARGEST = 1e100
 """No measurement comes near it, and the table (up to 1e126) can hold it: one absurd number in a line must
 not keep the records beside it from being stored."""
 
+MAX_ATTEMPTS = 1000
+"""More often than this no task is started."""
+
 Role = Literal["server", "worker"]
 Seconds = Annotated[float, Field(ge=0, le=LARGEST)]
 Rate = Annotated[float, Field(ge=0, le=LARGEST)]
 Staleness = Annotated[float, Field(ge=0, le=LARGEST)]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+Rank = Annotated[int, Field(ge=0, lt=MAX_WORKERS)]
 
 
 class Record(BaseModel):
@@ -44,10 +48,12 @@ class Record(BaseModel):
     study: str = Field(min_length=1, max_length=128)
     experiment: str = Field(min_length=1, max_length=128)
     role: Role
-    rank: int = Field(ge=0, lt=MAX_WORKERS)
-    """0 for the server."""
+    rank: Rank
+    """Of a server the index of its shard, 0 where there is one server."""
+    attempt: int = Field(default=0, ge=0, lt=MAX_ATTEMPTS)
+    """How many times this emitter was started before."""
     seq: int = Field(ge=0, lt=10**9)
-    """0, 1, 2 … per emitter, without a gap."""
+    """0, 1, 2 … per emitter and attempt, without a gap."""
     timestamp: AwareDatetime
     """Wall clock of the emitter (UTC): for people. Durations come from a monotonic clock."""
 
@@ -86,9 +92,13 @@ class WorkerEpoch(Record):
     samples_per_second: Rate
     compute_seconds: Seconds
     push_pull_seconds: Seconds
-    """Round trips, less the time that the server held the gradient back."""
+    """Round trips, less the time that the server held the gradient back: serialize and transfer."""
+    serialize_seconds: Seconds = 0.0
+    """Encoding, decoding and copying gradients and parameters."""
+    transfer_seconds: Seconds = 0.0
+    """The rest of the round trips: on the way, and being applied."""
     waiting_seconds: Seconds
-    """Gradients held at the barrier."""
+    """Gradients that the server held back: at the barrier of sync, backup and ksync, at the bound of ssp."""
     evaluation_seconds: Seconds
     loss: Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
     """Mean training loss; null where it is not finite."""
@@ -111,10 +121,18 @@ class WorkerSummary(Record):
     emulated_seconds: Seconds
     """Sum of the draws that emulated compute asked for, of cancelled steps what passed; 0 with real compute."""
     push_pull_seconds: Seconds
+    serialize_seconds: Seconds = 0.0
+    transfer_seconds: Seconds = 0.0
     waiting_seconds: Seconds
     evaluation_seconds: Seconds
+    injected_network_seconds: Seconds = 0.0
+    """Delays that the study's network asked for; part of the transfer."""
+    transport: str = Field(default="", max_length=100)
+    """What gradients and parameters went through: tcp, tls or shared-memory."""
     sent_bytes: Count
     received_bytes: Count
+    repeated_pushes: Count = 0
+    """Pushes that were made again because their answer was lost."""
     dropped_gradients: Count = 0
     """Steps whose gradient came too late to count."""
     cancelled_steps: Count = 0
@@ -137,6 +155,10 @@ class ServerInterval(Record):
     mean_staleness: Staleness | None
     """Null where no gradient came."""
     max_staleness: Count | None
+    sent_bytes: Count = 0
+    received_bytes: Count = 0
+    workers_away: Count = 0
+    """Workers that were lost and not back, at the end of the interval."""
 
 
 class ServerSummary(Record):
@@ -172,6 +194,23 @@ class ServerSummary(Record):
     """Staleness → number of gradients."""
     apply_seconds: Seconds
     """Time spent in the optimizer."""
+    lock_seconds: Seconds = 0.0
+    """Time that threads waited for locks, summed over them."""
+    sent_bytes: Count = 0
+    received_bytes: Count = 0
+    barrier_wait_histogram: dict[Seconds, Count] = {}
+    """Upper bound of a bin in seconds (0.001, 0.002, 0.004 …) → number of gradients that were held so long."""
+    lost_workers: list[Rank] = []
+    """Ranks in the order of their loss; one that was lost twice stands there twice."""
+    rejoined_workers: list[Rank] = []
+    """Ranks in the order in which they came back."""
+    lost_steps: Count = 0
+    """Steps that were never pushed, because their worker was away."""
+    checkpoints_written: Count = 0
+    checkpoint_seconds: Seconds = 0.0
+    """Time spent writing them."""
+    resumed_from_version: Count | None = None
+    """Version of the checkpoint that this server began with; null where it began anew."""
     parameters_sha256: str = ""
     """SHA-256 of the final parameters (fp32, little-endian): equal where training was equal, bit for bit."""
 
@@ -191,7 +230,7 @@ MetricRecord = Annotated[
 ]
 
 FINAL_KINDS = frozenset({"worker_summary", "server_summary", "task_failed"})
-"""Kinds that end a task's records: with the final one's seq, the number of records is known."""
+"""Kinds that end an attempt's records: with the final one's seq, their number is known."""
 
 _ADAPTER: TypeAdapter[MetricRecord] = TypeAdapter(MetricRecord)
 

@@ -7,7 +7,11 @@ from pydantic import BaseModel, ConfigDict
 
 from contract.aggregation import Aggregation, Mode
 from contract.catalogue import MODELS_FOR
+from contract.checkpoint import Checkpointing
 from contract.compute import Compute
+from contract.exchange import Exchange
+from contract.faults import Faults, OnWorkerLoss
+from contract.network import Network
 from contract.study import Study, TaskSize
 from contract.training import Training
 
@@ -25,6 +29,12 @@ class Experiment(BaseModel):
     aggregation: Aggregation = Aggregation()
     training: Training
     compute: Compute
+    exchange: Exchange = Exchange()
+    network: Network = Network()
+    faults: Faults = Faults()
+    on_worker_loss: OnWorkerLoss = "fail"
+    checkpoint: Checkpointing | None = None
+    shards: int = 1
     server: TaskSize
     worker: TaskSize
     timeout_seconds: int
@@ -36,8 +46,8 @@ class Experiment(BaseModel):
 
     @property
     def task_count(self) -> int:
-        """One server and its workers."""
-        return 1 + self.workers
+        """Its servers, one for each shard of the parameters, and its workers."""
+        return self.shards + self.workers
 
 
 def task_group(study_id: str, experiment: str) -> str:
@@ -66,6 +76,12 @@ def plan(study: Study, study_id: str) -> list[Experiment]:
             aggregation=cell.aggregation,
             training=training,
             compute=study.compute,
+            exchange=cell.exchange,
+            network=cell.network,
+            faults=study.faults,
+            on_worker_loss=study.on_worker_loss,
+            checkpoint=study.checkpoint,
+            shards=study.shards,
             server=study.server,
             worker=study.worker,
             timeout_seconds=study.experiment_timeout_seconds,

@@ -1,8 +1,8 @@
 """JSON Schema of the study document (draft 2020-12), so that editors complete and check it.
 
 `python -m contract.schema` writes docs/study.schema.json; with `--check` it fails where that file is stale.
-What takes the whole expanded study to tell (names used twice, too many experiments, what its modes need) is not
-in it.
+What takes the whole expanded study to tell (names used twice, too many experiments, what its modes need), and what
+one section says against another, is not in it.
 """
 
 import json
@@ -17,6 +17,7 @@ from pydantic_core import core_schema
 from contract.catalogue import AUGMENTED, MODELS_FOR, STORED, Dataset
 from contract.compute import COMPUTE_RULES, Compute
 from contract.document import belonging_schema
+from contract.exchange import EXCHANGE_RULES, Exchange
 from contract.fargate import FARGATE_MEMORY
 from contract.study import Study
 from contract.training import TRAINING_RULES, Training
@@ -46,6 +47,7 @@ def study_schema() -> dict[str, Any]:
     ]
     schema["$defs"]["Training"]["allOf"] += [_ADAM_SAYS_ITS_RATE]
     schema["$defs"]["Compute"]["allOf"] = [*belonging_schema(Compute, COMPUTE_RULES), _REAL_HAS_NO_STRAGGLER]
+    schema["$defs"]["Exchange"]["allOf"] = belonging_schema(Exchange, EXCHANGE_RULES)
     return {
         "$schema": DIALECT,
         **schema,

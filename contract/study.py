@@ -10,11 +10,23 @@ from typing import Annotated, Any, NamedTuple, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from contract.aggregation import Aggregation, Mode, keys_problems, missing_keys, variant, workers_problem
-from contract.compute import Compute, compute_conflicts, straggler_problems
-from contract.document import MAX_WORKERS, Document, OnceEach
+from contract.aggregation import (
+    DEFAULT_MODES,
+    Aggregation,
+    Mode,
+    aggregation_conflicts,
+    shards_problem,
+    variant,
+    workers_problem,
+)
+from contract.checkpoint import Checkpointing
+from contract.compute import Compute, compute_conflicts, ignored_by_real_compute, straggler_problems
+from contract.document import MAX_SHARDS, MAX_WORKERS, Document, OnceEach
 from contract.errors import StudyRefused
+from contract.exchange import Exchange, exchange_conflicts, transport_problem
 from contract.fargate import size_problem
+from contract.faults import Faults, OnWorkerLoss, crash_problems, recovery_problems
+from contract.network import Network
 from contract.problems import problems_of
 from contract.training import Training, training_conflicts
 
@@ -54,7 +66,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN)]
 class Matrix(Document):
     """Every mode with every number of workers."""
 
-    mode: Annotated[list[ModeField], OnceEach] = Field(default=[Mode.SYNC, Mode.ASYNC])
+    mode: Annotated[list[ModeField], OnceEach] = Field(default=[*DEFAULT_MODES])
     """Ways to aggregate gradients."""
     workers: Annotated[list[Workers], OnceEach] | None = None
     """Numbers of workers. Default: those of the preset."""
@@ -73,6 +85,10 @@ class ExplicitExperiment(Document):
     """Seed of the first parameters, the order of samples and the emulated durations."""
     aggregation: Aggregation = Aggregation()
     """What its mode must be told, where that is not what the study says."""
+    exchange: Exchange | None = None
+    """How gradients and parameters travel; in place of all that the study says of it."""
+    network: Network | None = None
+    """Injected conditions; in place of all that the study says of them."""
 
 
 class Cell(NamedTuple):
@@ -84,6 +100,8 @@ class Cell(NamedTuple):
     seed: int
     aggregation: Aggregation
     """What the mode is told, and nothing else."""
+    exchange: Exchange
+    network: Network
 
 
 class TaskSize(Document):
@@ -123,6 +141,18 @@ class Study(Document):
     """What every worker does."""
     compute: Compute = Compute()
     """How long a step's computation lasts."""
+    exchange: Exchange = Exchange()
+    """How gradients and parameters travel between workers and server."""
+    network: Network = Network()
+    """Conditions that are injected between each worker and the server."""
+    faults: Faults = Faults()
+    """What goes wrong on purpose."""
+    on_worker_loss: OnWorkerLoss = "fail"
+    """Whether an experiment fails when a worker is lost, or goes on without it."""
+    checkpoint: Checkpointing | None = None
+    """From what a restarted server resumes. Default: no checkpoints."""
+    shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
+    """Over how many server tasks the parameters are spread."""
     server: TaskSize = TaskSize(cpu=1024, memory=2048)
     """Size of the parameter server's task."""
     worker: TaskSize = TaskSize(cpu=1024, memory=2048)
@@ -152,7 +182,8 @@ class Study(Document):
             for seed in self.seeds:
                 for mode in self.matrix.mode:
                     name = _classic_name(mode, workers) + (f"_seed{seed}" if several else "")
-                    yield Cell(name, mode, workers, seed, self.aggregation.own(mode))
+                    own = self.aggregation.own(mode)
+                    yield Cell(name, mode, workers, seed, own, self.exchange, self.network)
 
     def _explicit_cells(self, experiments: Iterable[ExplicitExperiment]) -> Iterator[Cell]:
         """What a mode is told stands in the default names where the study tells it several things."""
@@ -164,7 +195,8 @@ class Study(Document):
             mode = given.mode
             label = variant(mode, aggregation) if len(variants[mode]) > 1 else mode.value
             name = given.name or f"{_classic_name(label, given.workers)}_seed{given.seed}"
-            yield Cell(name, mode, given.workers, given.seed, aggregation)
+            exchange, network = given.exchange or self.exchange, given.network or self.network
+            yield Cell(name, mode, given.workers, given.seed, aggregation, exchange, network)
 
     def _told(self, given: ExplicitExperiment) -> Aggregation:
         """What an experiment says itself goes before what the study says."""
@@ -205,52 +237,24 @@ def _conflicts(document: Mapping[str, Any]) -> list[str]:
             for key in ("preset", "matrix", "seeds")
             if key in document
         ]
-    problems += _aggregation_conflicts(document)
+    problems += aggregation_conflicts(document)
     problems += training_conflicts(document.get("training"))
     problems += compute_conflicts(document.get("compute"))
-    problems += _ignored_by_real_compute(document.get("compute"))
+    problems += ignored_by_real_compute(document.get("compute"))
+    problems += exchange_conflicts(document.get("exchange"))
+    for i, entry in enumerate(_experiments(document)):
+        problems += exchange_conflicts(entry.get("exchange"), f"experiments[{i}].exchange.{{}}".format)
     for key, values in (("seeds", document.get("seeds")), *_matrix_lists(document.get("matrix"))):
         if isinstance(values, list):
             problems += [f"{key}: {value!r} stands there more than once" for value in _repeated(values)]
     return problems
 
 
-def _ignored_by_real_compute(section: object) -> list[str]:
-    """Durations in a study whose steps last as long as they do."""
-    if not isinstance(section, Mapping) or section.get("mode", "real") != "real":
-        return []
-    return [
-        f"compute.{key}: belongs to mode emulated, not to real; set compute.mode or leave it out"
-        for key in ("distribution", "mean_ms")
-        if key in section
-    ]
-
-
-def _aggregation_conflicts(document: Mapping[str, Any]) -> list[str]:
-    """Keys of `aggregation` that no mode here takes, or that a mode here needs and nobody gave."""
-    section, experiments = document.get("aggregation"), document.get("experiments")
-    if not isinstance(experiments, list):
-        matrix = document.get("matrix")
-        given = matrix.get("mode", Matrix().mode) if isinstance(matrix, Mapping) else Matrix().mode
-        modes = _modes(given if isinstance(given, list) else [])
-        problems = keys_problems(section, modes, "aggregation")
-        for mode in modes:
-            problems += missing_keys([section], mode, "aggregation.{}".format)
-        return list(dict.fromkeys(problems))
-    listed = [(i, entry) for i, entry in enumerate(experiments) if isinstance(entry, Mapping)]
-    problems = keys_problems(section, _modes(entry.get("mode") for _, entry in listed), "aggregation")
-    for i, entry in listed:
-        where = f"experiments[{i}].aggregation"
-        for mode in _modes([entry.get("mode")]):
-            problems += keys_problems(entry.get("aggregation"), [mode], where)
-            problems += missing_keys([entry.get("aggregation"), section], mode, f"{where}.{{}}".format)
-    return problems
-
-
-def _modes(given: Iterable[object]) -> list[Mode]:
-    """The modes among raw values, each once."""
-    known = {mode.value: mode for mode in Mode}
-    return list(dict.fromkeys(known[value] for value in given if isinstance(value, str) and value in known))
+def _experiments(document: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The raw explicit experiments; what is none is left to validation."""
+    listed = document.get("experiments")
+    for entry in listed if isinstance(listed, list) else ():
+        yield entry if isinstance(entry, Mapping) else {}
 
 
 def _repeated(values: Iterable[object]) -> list[str | int]:
@@ -277,15 +281,14 @@ def _unfit(study: Study) -> list[str]:
             for name in _repeated(cell.name for cell in study.cells())
         ]
     cells = list(study.cells())
-    problems += dict.fromkeys(
-        problem
-        for cell in cells
-        if (problem := workers_problem(cell.mode, cell.aggregation, cell.workers, "aggregation.{}".format))
-    )
-    problems += straggler_problems(study.compute, min(cell.workers for cell in cells))
+    problems += dict.fromkeys(problem for cell in cells for problem in _cell_problems(study, cell) if problem)
+    fewest = min(cell.workers for cell in cells)
+    problems += straggler_problems(study.compute, fewest)
+    problems += crash_problems(study.faults, fewest, study.on_worker_loss)
+    problems += recovery_problems(study.shards, study.on_worker_loss, study.checkpoint is not None)
     if study.training.optimizer == "adam" and any(cell.mode is Mode.STALENESS_AWARE for cell in cells):
         problems.append("training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd")
-    if (events := sum(history_events(cell.workers) for cell in study.cells())) > MAX_HISTORY_EVENTS:
+    if (events := sum(history_events(cell.workers, study.shards) for cell in cells)) > MAX_HISTORY_EVENTS:
         problems.append(
             f"{where}: too many workers in all: some {events} history events;"
             f" an execution has at most {MAX_HISTORY_EVENTS}: split the study"
@@ -293,6 +296,13 @@ def _unfit(study: Study) -> list[str]:
     return problems
 
 
-def history_events(workers: int) -> int:
-    """History events that one experiment takes: 44 of its own and 8 a worker, and some for retries."""
-    return 60 + 10 * workers
+def _cell_problems(study: Study, cell: Cell) -> Iterator[str]:
+    """What does not go together in one experiment; empty lines among them."""
+    yield workers_problem(cell.mode, cell.aggregation, cell.workers, "aggregation.{}".format)
+    yield shards_problem(cell.mode, study.shards, "shards")
+    yield transport_problem(cell.exchange, cell.network, "exchange.{}".format)
+
+
+def history_events(workers: int, shards: int = 1) -> int:
+    """History events that one experiment takes: 44 of its own, 8 a worker or further server, some for retries."""
+    return 60 + 10 * (workers + shards - 1)

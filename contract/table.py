@@ -1,10 +1,11 @@
 """Keys of the one DynamoDB table: every row's place follows from what it is about.
 
-    pk                             sk                               row
-    STUDY#<study>                  STUDY                            the study: document, status, execution
-    STUDY#<study>                  EXPERIMENT#<name>                an experiment: plan, status, cause
-    STUDY#<study>                  RENDEZVOUS#<name>                the task token that the server answers
-    EXPERIMENT#<study>/<name>      METRIC#<role>#<rank>#<seq>       one METRICS_JSON record
+    pk                          sk                                    row
+    STUDY#<study>               STUDY                                 the study: document, status, execution
+    STUDY#<study>               EXPERIMENT#<name>                     an experiment: plan, status, cause
+    STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
+    SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
+    EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -23,6 +24,16 @@ STUDY_SORT: Final = "STUDY"
 EXPERIMENT_PREFIX: Final = "EXPERIMENT#"
 METRIC_PREFIX: Final = "METRIC#"
 
+TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
+"""Attribute of a rendezvous row."""
+
+SERVER_ADDRESS: Final = "address"
+SERVER_CERTIFICATE: Final = "certificate"
+"""PEM; absent where the server speaks no TLS."""
+
+SERVER_TOKEN: Final = "experiment_token"  # noqa: S105 - a name
+"""What workers show the server; a secret."""
+
 
 class Status(StrEnum):
     """How far an experiment, or a study, has come."""
@@ -34,7 +45,7 @@ class Status(StrEnum):
     """Its tasks are being started or are training."""
 
     COMPLETED = "COMPLETED"
-    """Every task ended with exit code 0 and its records are there."""
+    """Every task that it needs ended with exit code 0 and its records are there."""
 
     FAILED = "FAILED"
     """Its cause stands beside it; its tasks are gone."""
@@ -56,9 +67,23 @@ def experiment_sort(experiment: str) -> str:
     return f"{EXPERIMENT_PREFIX}{experiment}"
 
 
-def rendezvous_sort(experiment: str) -> str:
+def rendezvous_sort(experiment: str, shard: int) -> str:
     """Sort key of the row with the task token that waits for the server's address."""
-    return f"RENDEZVOUS#{experiment}"
+    return f"RENDEZVOUS#{experiment}#{shard}"
+
+
+def server_sort(shard: int) -> str:
+    """Sort key of what the server of a shard announces."""
+    return f"SERVER#{shard}"
+
+
+def server_partition(study_id: str, experiment: str) -> str:
+    """Partition of the row with the server's address, certificate and token, and of nothing else.
+
+    IAM tells rows apart by partition alone: so a worker may read this one and no task token. And the state
+    machine, whose history keeps every row that it reads, has no reason to read it.
+    """
+    return f"SERVER#{study_id}/{experiment}"
 
 
 def metrics_partition(study_id: str, experiment: str) -> str:
@@ -71,14 +96,14 @@ def emitter_prefix(role: str, rank: int) -> str:
     return f"{METRIC_PREFIX}{role}#{rank:03d}#"
 
 
-def metric_sort(role: str, rank: int, seq: int) -> str:
+def metric_sort(role: str, rank: int, attempt: int, seq: int) -> str:
     """Sort key of one record; rows sort by emitter, then in the order of emission."""
-    return f"{emitter_prefix(role, rank)}{seq:09d}"
+    return f"{emitter_prefix(role, rank)}{attempt:03d}#{seq:09d}"
 
 
 def metric_key(record: MetricRecord) -> dict[str, str]:
     """The full key of a record: the same record always has the same one, so writing twice is writing once."""
     return {
         PARTITION_KEY: metrics_partition(record.study, record.experiment),
-        SORT_KEY: metric_sort(record.role, record.rank, record.seq),
+        SORT_KEY: metric_sort(record.role, record.rank, record.attempt, record.seq),
     }

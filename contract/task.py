@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from contract.aggregation import Aggregation, Mode, missing_keys, workers_problem
+from contract.aggregation import Aggregation, Mode, missing_keys, shards_problem, workers_problem
 from contract.catalogue import Dataset, ModelName
 from contract.compute import Compute, Distribution, Straggler, compute_conflicts
-from contract.document import MAX_WORKERS, misplaced
+from contract.document import MAX_SHARDS, MAX_WORKERS, misplaced
 from contract.errors import TaskEnvironmentRefused
+from contract.exchange import Compression, Exchange, Transport, exchange_conflicts, transport_problem
+from contract.faults import Crash, Faults, OnWorkerLoss, crash_problems, recovery_problems
+from contract.metrics import MAX_ATTEMPTS
+from contract.network import Network
 from contract.plan import Experiment
 from contract.problems import problems_of
 from contract.training import SCHEDULE_RULES, OptimizerName, ScheduleName, Training
@@ -71,12 +75,30 @@ class TaskEnvironment(BaseModel):
     compute_tail_index: float | None = Field(default=None, gt=1)
     compute_stragglers: Annotated[list[Straggler], BeforeValidator(_parsed)] = Field(default=[])
     """In the environment: JSON, as in the study."""
+    compression: Compression = "none"
+    topk_ratio: float = Field(default=0.01, gt=0, le=0.5)
+    transport: Transport = "auto"
+    tls: bool | None = None
+    network_bandwidth_mbit_per_second: float | None = Field(default=None, gt=0)
+    network_latency_ms: float = Field(default=0, ge=0)
+    faults_crashes: Annotated[list[Crash], BeforeValidator(_parsed)] = Field(default=[])
+    """In the environment: JSON, as in the study."""
+    on_worker_loss: OnWorkerLoss = "fail"
+    checkpoint_seconds: float | None = Field(default=None, gt=0)
+    """From one checkpoint to the next; None: there are no checkpoints."""
+    checkpoint_location: str = ""
+    """Folder or s3://bucket/prefix of the checkpoints. A deployment may say it, also where a study wants none."""
+    shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
+    shard_index: int = Field(default=0, ge=0, lt=MAX_SHARDS)
+    """Which shard of the parameters a server keeps; servers only."""
     experiment_timeout_seconds: int = Field(default=3600, ge=1)
     """The server gives up, and says so, when the experiment has not ended by then."""
 
     parameter_server_address: str = ""
     """host:port of the server; workers only."""
     worker_rank: int = Field(default=0, ge=0, lt=MAX_WORKERS)
+    worker_attempt: int = Field(default=0, ge=0, lt=MAX_ATTEMPTS)
+    """How many times this rank was started before."""
     table_name: str = ""
     """DynamoDB table with the rendezvous row; empty where nobody waits for the server's address."""
 
@@ -109,6 +131,21 @@ class TaskEnvironment(BaseModel):
         """How long a step's computation lasts."""
         return Compute.model_construct(**self._section("compute_"))
 
+    @property
+    def exchange(self) -> Exchange:
+        """How gradients and parameters travel."""
+        return Exchange.model_construct(**{name: getattr(self, name) for name in Exchange.model_fields})
+
+    @property
+    def network(self) -> Network:
+        """Conditions that are injected between each worker and the server."""
+        return Network.model_construct(**self._section("network_"))
+
+    @property
+    def faults(self) -> Faults:
+        """What goes wrong on purpose."""
+        return Faults.model_construct(**self._section("faults_"))
+
     def _section(self, prefix: str) -> dict[str, Any]:
         names = (name for name in type(self).model_fields if name.startswith(prefix))
         return {name.removeprefix(prefix): getattr(self, name) for name in names}
@@ -121,6 +158,16 @@ class TaskEnvironment(BaseModel):
         problems += compute_conflicts(self._section("compute_"), _variable("compute"))
         schedule = {name: getattr(self, name) for name in ("schedule", "decay_epochs", "decay_factor")}
         problems += misplaced(schedule, Training, SCHEDULE_RULES, str.upper)
+        # A default that was not said is no mistake.
+        said = {name: getattr(self, name) for name in Exchange.model_fields if name in self.model_fields_set}
+        problems += exchange_conflicts(said, str.upper)
+        problems += [transport_problem(self.exchange, self.network, str.upper)]
+        problems += crash_problems(self.faults, workers, self.on_worker_loss, _variable("faults"))
+        problems += [shards_problem(mode, self.shards, "SHARDS")]
+        checkpoints = self.checkpoint_seconds is not None
+        problems += recovery_problems(self.shards, self.on_worker_loss, checkpoints, str.upper)
+        if self.shard_index >= self.shards:
+            problems.append(f"SHARD_INDEX: {self.shard_index} is none of {self.shards} shards")
         return [problem for problem in problems if problem]
 
 
@@ -159,6 +206,14 @@ def _unusual(experiment: Experiment) -> dict[str, Any]:
     training, compute, aggregation = experiment.training, experiment.compute, experiment.aggregation
     said = {f"aggregation_{name}": value for name, value in aggregation}
     said |= {f"compute_{name}": getattr(compute, name) for name in ("shift_ms", "tail_index", "stragglers")}
+    said |= dict(experiment.exchange) | {f"network_{name}": value for name, value in experiment.network}
+    said |= {"faults_crashes": experiment.faults.crashes, "on_worker_loss": experiment.on_worker_loss}
+    said |= {"shards": experiment.shards}
+    if experiment.checkpoint is not None:
+        said |= {
+            "checkpoint_seconds": experiment.checkpoint.interval_seconds,
+            "checkpoint_location": experiment.checkpoint.location or "",
+        }
     names = (
         "augment",
         "optimizer",

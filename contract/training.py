@@ -9,13 +9,10 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field
 
 from contract.catalogue import Dataset, ModelName, catalogue_problems
-from contract.document import Belonging, Document, misplaced
+from contract.document import Belonging, Document, Location, misplaced
 
 OptimizerName = Literal["sgd", "adam"]
 ScheduleName = Literal["constant", "step", "cosine"]
-
-DATA_PATTERN = r"^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\x00-\x1f]*$"
-"""An absolute folder, or a bucket with or without a prefix."""
 
 
 class Training(Document):
@@ -25,7 +22,7 @@ class Training(Document):
     """What is learned."""
     model: Annotated[ModelName, Field(strict=False)] | None = None
     """What learns it. Default: the first model that fits the dataset."""
-    data: Annotated[str, Field(pattern=DATA_PATTERN, max_length=256)] | None = None
+    data: Location | None = None
     """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix."""
     augment: bool = False
     """Whether training images are shifted by up to 4 pixels and mirrored at random; cifar10 and cifar100."""
