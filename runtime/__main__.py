@@ -12,8 +12,9 @@ from typing import Literal
 
 from contract.document import MAX_WORKERS
 from contract.errors import LockstepError
+from contract.metrics import MAX_ATTEMPTS
 from contract.task import TaskEnvironment
-from runtime import process
+from runtime import faults, process
 from runtime.emitter import Emitter
 from runtime.last_words import say_failed
 from runtime.server import run_server
@@ -29,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     if role is None:
         print("usage: python -m runtime server|worker", file=sys.stderr)  # noqa: T201 - nothing else runs yet
         return 2
+    faults.stay_away(os.environ)
     emitter = _emitter(role, os.environ)
     try:
         process.set_up()
@@ -48,12 +50,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _emitter(role: Role, environ: Mapping[str, str]) -> Emitter:
     """An emitter before the environment is checked, so that a refused one can be recorded too."""
-    rank = environ.get("WORKER_RANK", "") if role == "worker" else ""
+    rank = environ.get("WORKER_RANK" if role == "worker" else "SHARD_INDEX", "")
+    attempt = environ.get("WORKER_ATTEMPT", "") if role == "worker" else ""
     return Emitter(
         study=environ.get("STUDY_ID", "")[:128] or "local",
         experiment=environ.get("EXPERIMENT_NAME", "")[:128] or "experiment",
         role=role,
         rank=int(rank) if rank.isdecimal() and int(rank) < MAX_WORKERS else 0,
+        attempt=int(attempt) if attempt.isdecimal() and int(attempt) < MAX_ATTEMPTS else 0,
     )
 
 

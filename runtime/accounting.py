@@ -4,8 +4,11 @@ Pure; runs in the parameter server, which tells it the (monotonic) time. Knows n
 """
 
 from collections import Counter
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+SHORTEST_WAIT: Final = 0.001
+"""Bound of the first bin of waiting times, seconds."""
 
 
 class Accounting:
@@ -19,30 +22,66 @@ class Accounting:
         """Every worker has pushed once and will push again. Before and after, staleness and time have other
         laws: those that are left have fewer others, and the last one is as slow as the slowest."""
 
-        self._started = self._last_update = self._finished = self._interval_began = 0.0
-        self._apply_seconds = self._seconds_all_training = 0.0
+        self._started: float | None = None
+        self._last_update = self._finished = self._interval_began = 0.0
+        self._seconds_all_training = 0.0
+        self._past_seconds = 0.0
+        """Training before the server was restarted."""
         self._updates = self._interval_updates = self._updates_all_training = 0
         self._dropped = self._repeated = 0
         self._stalenesses: Counter[int] = Counter()
         self._stalenesses_all_training: Counter[int] = Counter()
         self._stalenesses_interval: Counter[int] = Counter()
+        self._waits: Counter[float] = Counter()
+        self._lost: list[int] = []
+        self._rejoined: list[int] = []
 
     def start(self, now: float) -> None:
         """All workers are there."""
-        self._started = self._last_update = self._finished = self._interval_began = now
+        self._started = now - self._past_seconds
+        self._last_update = self._finished = self._interval_began = now
 
-    def update(self, now: float, stalenesses: Iterable[int], apply_seconds: float) -> None:
-        """One update was made of gradients that were so stale; the optimizer took `apply_seconds`."""
-        counted = Counter(stalenesses)
-        self._stalenesses += counted
-        self._stalenesses_interval += counted
+    def facts(self, now: float) -> dict[str, Any]:
+        """All of it as JSON values, for a server that takes this one's place."""
+        return {
+            "seconds": self._seconds_until(now),
+            "updates": self._updates,
+            "dropped": self._dropped,
+            "repeated": self._repeated,
+            "stalenesses": _pairs(self._stalenesses),
+            "stalenesses_all_training": _pairs(self._stalenesses_all_training),
+            "updates_all_training": self._updates_all_training,
+            "seconds_all_training": self._seconds_all_training,
+            "waits": _pairs(self._waits),
+            "lost": list(self._lost),
+            "rejoined": list(self._rejoined),
+        }
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Go on counting from there, when training starts again."""
+        self._past_seconds = facts["seconds"]
+        self._updates = facts["updates"]
+        self._dropped, self._repeated = facts["dropped"], facts["repeated"]
+        self._stalenesses = Counter(dict(facts["stalenesses"]))
+        self._stalenesses_all_training = Counter(dict(facts["stalenesses_all_training"]))
+        self._updates_all_training = facts["updates_all_training"]
+        self._seconds_all_training = facts["seconds_all_training"]
+        self._waits = Counter(dict(facts["waits"]))
+        self._lost, self._rejoined = list(facts["lost"]), list(facts["rejoined"])
+
+    def update(self, now: float, stalenesses: Iterable[int]) -> None:
+        """One update was made of gradients that were so stale."""
+        # One by one: adding counters costs more than all the rest.
+        for staleness in stalenesses:
+            self._stalenesses[staleness] += 1
+            self._stalenesses_interval[staleness] += 1
+            if self.all_training:
+                self._stalenesses_all_training[staleness] += 1
         if self.all_training:
-            self._stalenesses_all_training += counted
             self._updates_all_training += 1
             self._seconds_all_training += now - self._last_update
         self._updates += 1
         self._interval_updates += 1
-        self._apply_seconds += apply_seconds
         self._last_update = now
 
     def drop(self) -> None:
@@ -52,6 +91,18 @@ class Accounting:
     def repeat(self) -> None:
         """A step was pushed again."""
         self._repeated += 1
+
+    def wait(self, seconds: float) -> None:
+        """A gradient was held for so long before its worker could go on."""
+        self._waits[_bin_of(seconds)] += 1
+
+    def lose(self, rank: int) -> None:
+        """A worker vanished; the others go on."""
+        self._lost.append(rank)
+
+    def rejoin(self, rank: int) -> None:
+        """A worker that had vanished is back."""
+        self._rejoined.append(rank)
 
     def finish(self, now: float) -> None:
         """A worker finished; the last one's time counts."""
@@ -73,9 +124,9 @@ class Accounting:
 
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers. Rates are over the time up to the last update."""
-        seconds = self._last_update - self._started
+        seconds = self._seconds_until(self._last_update)
         return {
-            "total_training_time_seconds": self._finished - self._started,
+            "total_training_time_seconds": self._seconds_until(self._finished),
             "global_steps_completed": self._updates,
             "gradients_processed": self._stalenesses.total(),
             "dropped_gradients": self._dropped,
@@ -88,8 +139,27 @@ class Accounting:
             "updates_all_training": self._updates_all_training,
             "all_training_seconds": self._seconds_all_training,
             "staleness_histogram": dict(sorted(self._stalenesses.items())),
-            "apply_seconds": self._apply_seconds,
+            "barrier_wait_histogram": dict(sorted(self._waits.items())),
+            "lost_workers": list(self._lost),
+            "rejoined_workers": list(self._rejoined),
         }
+
+    def _seconds_until(self, moment: float) -> float:
+        """Training up to a moment, with that before a restart."""
+        return self._past_seconds if self._started is None else moment - self._started
+
+
+def _pairs(counter: Counter[Any]) -> list[list[Any]]:
+    """What it counts, and how often, in lists: JSON keeps no tuples, and no keys that are numbers."""
+    return [[value, times] for value, times in sorted(counter.items())]
+
+
+def _bin_of(seconds: float) -> float:
+    """Upper bound of the bin of a waiting time: a millisecond, or twice, four times … as much."""
+    bound = SHORTEST_WAIT
+    while bound < seconds:
+        bound *= 2
+    return bound
 
 
 def _mean(stalenesses: Counter[int]) -> float | None:

@@ -19,6 +19,7 @@ SERVER = "server"
 
 _REFUSALS = frozenset(
     {
+        grpc.StatusCode.UNAUTHENTICATED,
         grpc.StatusCode.INVALID_ARGUMENT,
         grpc.StatusCode.ALREADY_EXISTS,
         grpc.StatusCode.FAILED_PRECONDITION,
@@ -33,7 +34,7 @@ def ending_of(error: grpc.RpcError) -> Ending:
     """What a failed call means for this worker."""
     code, details = error.code(), error.details()
     if code is grpc.StatusCode.ABORTED:
-        return Ending(details, SERVER)
+        return Ending(details, SERVER, told=True)
     if code in _REFUSALS:
         return Ending(f"refused by the server: {details}")
     return Ending(f"the server vanished: {code.name}: {details}", SERVER)
@@ -62,18 +63,30 @@ class Attendance:
         self._noticed = threading.Event()
         self._silence_seconds = silence_seconds
         self._heard_at = time.monotonic()
+        self._attended = threading.Event()
         self._started = threading.Event()
         self._over = threading.Event()
         self._news = threading.Condition()
         self._superseded = 0
+        self._next_step = 0
         self._ending: Ending | None = None
         for task in (self._listen, self._watch):
             threading.Thread(target=task, name=f"attendance{task.__name__}", daemon=True).start()
 
-    def wait_started(self) -> None:
-        """Wait until all workers are there. Raises the reason if training ends before."""
+    def wait_attended(self) -> None:
+        """Wait until the server knows that this worker attends. Raises the reason if it does not let it."""
+        self._attended.wait()
+        self.check()
+
+    def wait_started(self) -> int:
+        """Wait until all workers are ready; returns the step to push next. Raises the reason if training ends."""
         self._started.wait()
         self.check()
+        return self._next_step
+
+    def wait_over(self, seconds: float) -> None:
+        """Wait, at most so long, for the news that training has ended."""
+        self._over.wait(seconds)
 
     def sleep(self, seconds: float, version: int) -> bool:
         """Sleep, unless a gradient computed on `version` cannot count any more; returns whether it can.
@@ -111,8 +124,10 @@ class Attendance:
         try:
             for notice in self._notices:
                 self._heard_at = time.monotonic()
+                self._attended.set()
                 match notice.WhichOneof("notice"):
                     case "started":
+                        self._next_step = notice.started.next_step
                         self._started.set()
                     case "superseded":
                         with self._news:
@@ -120,7 +135,8 @@ class Attendance:
                             self._news.notify_all()
                     case "ended":
                         # Where no peer was lost, the server gave up: that is what this worker follows.
-                        return self._end(Ending(notice.ended.reason, notice.ended.lost_peer or SERVER))
+                        ended = notice.ended
+                        return self._end(Ending(ended.reason, ended.lost_peer or SERVER, told=True))
         except grpc.RpcError as error:
             return self._end(ending_of(error))
         return self._end(Ending("the server vanished: it closed the connection", SERVER))
@@ -139,5 +155,6 @@ class Attendance:
             if not self._over.is_set():
                 self._ending = ending
                 self._over.set()
+                self._attended.set()
                 self._started.set()
                 self._news.notify_all()

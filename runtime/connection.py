@@ -1,52 +1,37 @@
-"""A worker's calls to the parameter server.
+"""A worker's side of an experiment: join, be ready, push and pull, finish.
 
 Runs in the worker; knows nothing of models or data. Every failure comes out as PeerLost or TrainingFailed.
 """
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple, Self
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Final, Self
 
 import grpc
 from torch import Tensor
 
-from contract.errors import LockstepError, TrainingFailed
+from contract.errors import LockstepError
 from runtime import liveness
 from runtime.attendance import SERVER, Attendance, ending_of
-from runtime.codec import DTYPE, WireRefused, check_header, chunks_of, fill, is_chunked, pieces_of
-from runtime.ending import VanishedPeer
+from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire
+from runtime.ending import NotLetIn, VanishedPeer
+from runtime.frames import ConnectionClosed
+from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import (
     AttendRequest,
-    Chunk,
     FinishReply,
     FinishRequest,
-    Gradient,
-    Header,
     JoinRequest,
-    PullRequest,
+    ReadyRequest,
     Sender,
     WithdrawRequest,
 )
 from runtime.wire.parameter_server_pb2_grpc import ParameterServerStub
 
-
-class Answer(NamedTuple):
-    """What came back beside the parameters."""
-
-    version: int
-    waited_seconds: float
-    """How long the server held the gradient back."""
-    dropped: bool
-    """The gradient came too late to count."""
-
-
-def withdraw(address: str, sender: Sender, reason: str) -> None:
-    """Tell the server at `address` that this worker cannot take part. Best effort: the reason is told elsewhere too."""
-    with grpc.insecure_channel(address) as channel:
-        request = WithdrawRequest(sender=sender, reason=reason)
-        with suppress(grpc.RpcError):
-            ParameterServerStub(channel).Withdraw(request, timeout=liveness.CALL_SECONDS, wait_for_ready=True)
+RECONNECT_SECONDS: Final = 10.0
+"""How long a worker whose data connection broke tries to have another, while the server says that it lives."""
 
 
 class Connection:
@@ -57,29 +42,34 @@ class Connection:
         address: str,
         sender: Sender,
         *,
-        parameters: int,
-        steps: int,
+        trust: Trust,
         timeout_seconds: float,
         abandon: Callable[[LockstepError], None],
+        join_seconds: float = liveness.JOIN_RETRY_SECONDS,
     ) -> None:
-        """Join the server at `address` (host:port); returns when all workers are there.
+        """Join the server at `address` (host:port): from then on, either notices the other's loss.
 
-        `parameters`: length of the model; `steps`: gradients that this worker will push; `timeout_seconds`:
-        how long the experiment may take; `abandon`: see Attendance.
+        `timeout_seconds`: how long the experiment may take; `abandon`: see Attendance; `join_seconds`: how long a
+        server that does not listen is tried.
         """
-        self.sent_bytes = self.received_bytes = 0
+        self.repeated_pushes = 0
+        """Pushes that were made again, because the answer, or the way to it, was lost."""
         self._sender = sender
-        self._length = parameters
-        self._deadline = time.monotonic() + timeout_seconds
-        self._channel = grpc.insecure_channel(address, options=liveness.channel_options(parameters))
+        self._trust = trust
+        self._host = address.rpartition(":")[0]
+        self._data: DataConnection | None = None
+        self._attempts = 0
+        self._past = Traffic()
+        self._channel = trust.grpc_channel(address, liveness.channel_options())
         self._stub = ParameterServerStub(self._channel)
-        self._join(address, JoinRequest(sender=sender, parameters=parameters, steps=steps))
+        self._data_port = self._join(address, JoinRequest(sender=sender), join_seconds)
+        # The server's own deadline comes first, so that its reason is the one that is heard.
+        patience = timeout_seconds + liveness.CALL_SECONDS
         self.attendance = Attendance(
-            self._stub.Attend(AttendRequest(sender=sender), timeout=self._remaining()),
-            hang_up=self._channel.close,
+            self._stub.Attend(AttendRequest(sender=sender), timeout=patience, metadata=trust.metadata),
+            hang_up=self._hang_up,
             abandon=abandon,
         )
-        self.attendance.wait_started()
 
     def __enter__(self) -> Self:
         return self
@@ -87,83 +77,143 @@ class Connection:
     def __exit__(self, *_: object) -> None:
         self.attendance.leave()
 
-    def pull(self, into: Tensor) -> Answer:
-        """Write the current parameters to `into` (flat, fp32)."""
-        request = PullRequest(sender=self._sender)
-        with self._translating():
-            if is_chunked(self._length):
-                return self._read(self._stub.PullChunks(request, timeout=liveness.CALL_SECONDS), into)
-            return self._read(iter([self._stub.Pull(request, timeout=liveness.CALL_SECONDS)]), into)
+    def ready(self, wire: Wire, steps: int, next_step: int = 0) -> int:
+        """Say that this worker will push `steps` gradients, `next_step` next; returns when all workers are ready.
 
-    def push_pull(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Answer:
-        """Push the gradient of `step`, computed on `version`; write the parameters to go on with to `into`."""
+        Returns the step to go on with, which is another one where this rank, or all, trained before.
+        """
+        self._wire = wire
+        # Calls may overtake each other, and who does not attend is not ready.
+        self.attendance.wait_attended()
+        request = ReadyRequest(sender=self._sender, parameters=wire.length, steps=steps, next_step=next_step)
+        self._call(self._stub.Ready, request)
+        return self.attendance.wait_started()
+
+    def withdraw(self, reason: str) -> None:
+        """Tell the server that this worker cannot take part. Best effort: the reason is told elsewhere too."""
+        request = WithdrawRequest(sender=self._sender, reason=reason)
+        with suppress(grpc.RpcError):
+            self._stub.Withdraw(request, timeout=liveness.CALL_SECONDS, metadata=self._trust.metadata)
+
+    @property
+    def transport(self) -> str:
+        """How vectors travel: "shared-memory", "tls" or "tcp"; empty before they did."""
+        if self._data is None:
+            return ""
+        if self._data.shares_memory:
+            return "shared-memory"
+        return "tls" if self._trust.certificate_pem else "tcp"
+
+    @property
+    def traffic(self) -> "Traffic":
+        """What passed on the data plane."""
+        return self._past + Traffic.of(self._data) if self._data else self._past
+
+    def pull(self, into: Tensor) -> Exchanged:
+        """Write the current parameters to `into` (flat, fp32)."""
+        return self._persistently(lambda data, _: data.pull(into))
+
+    def push_pull(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Exchanged:
+        """Push the gradient of `step`, computed on `version`; write the parameters to go on with to `into`.
+
+        Both flat, fp32. Nothing is copied where they are `wire.vectors`, and these are shared with the server.
+        """
         self.attendance.check()
-        header = Header(sender=self._sender, step=step, version=version, dtype=DTYPE, length=self._length)
-        data = gradient.numpy().tobytes()
-        with self._translating():
-            if is_chunked(self._length):
-                chunks = self._counted(chunks_of(header, data))
-                return self._read(self._stub.PushPullChunks(chunks, timeout=self._remaining()), into)
-            message = Gradient(header=header, data=data)
-            self.sent_bytes += message.ByteSize()
-            return self._read(iter([self._stub.PushPull(message, timeout=self._remaining())]), into)
+        payloads = Payloads(gradient, self._wire.feedback)
+
+        def exchange(data: DataConnection, repeats: int) -> Exchanged:
+            if repeats:
+                self.repeated_pushes += 1
+            return data.push_pull(payloads, into, step=step, version=version, repeats=repeats)
+
+        exchanged = self._persistently(exchange)
+        return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + payloads.seconds)
 
     def finish(self, tested_version: int) -> FinishReply:
         """Say that all steps are done, and which version was tested last."""
         request = FinishRequest(sender=self._sender, tested_version=tested_version)
-        with self._translating():
-            reply: FinishReply = self._stub.Finish(request, timeout=liveness.CALL_SECONDS)
+        reply: FinishReply = self._call(self._stub.Finish, request)
         return reply
 
-    def _join(self, address: str, request: JoinRequest) -> None:
-        """Join as soon as the server listens."""
-        give_up_at = time.monotonic() + liveness.JOIN_RETRY_SECONDS
+    def _join(self, address: str, request: JoinRequest, patience_seconds: float) -> int:
+        """Join as soon as the server listens; returns the port that takes tensors."""
+        give_up_at = time.monotonic() + patience_seconds
         while True:
             try:
-                self._stub.Join(request, timeout=liveness.JOIN_CALL_SECONDS)
-                return
+                reply = self._stub.Join(
+                    request, timeout=liveness.JOIN_CALL_SECONDS, metadata=self._trust.metadata
+                )
+                return int(reply.data_port)
             except grpc.RpcError as error:
                 unreachable = error.code() in (
                     grpc.StatusCode.UNAVAILABLE,
                     grpc.StatusCode.DEADLINE_EXCEEDED,
                 )
+                if error.code() is grpc.StatusCode.UNAUTHENTICATED:
+                    raise NotLetIn(ending_of(error).reason) from error
                 if not unreachable:
                     raise ending_of(error).error() from error
                 if time.monotonic() > give_up_at:
                     raise VanishedPeer(
-                        f"no server at {address} within {liveness.JOIN_RETRY_SECONDS:.0f} s: {error.details()}",
+                        f"no server at {address} within {patience_seconds:.0f} s: {error.details()}",
                         SERVER,
                     ) from error
             time.sleep(0.2)
 
-    def _read(self, messages: Iterator[Any], into: Tensor) -> Answer:
-        """Write a vector, in one message or in chunks, to `into`."""
-        first = next(messages)
-        self.received_bytes += first.ByteSize()
-        check_header(first.header, self._length)
-        fill(into, pieces_of(first, self._received(messages)))
-        return Answer(first.header.version, first.header.waited_seconds, first.header.dropped)
-
-    def _received(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            self.received_bytes += chunk.ByteSize()
-            yield chunk
-
-    def _counted(self, chunks: Iterator[Chunk]) -> Iterator[Chunk]:
-        for chunk in chunks:
-            self.sent_bytes += chunk.ByteSize()
-            yield chunk
-
-    def _remaining(self) -> float:
-        # The server's own deadline comes first, so that its reason is the one that is heard.
-        return max(self._deadline - time.monotonic(), 0) + liveness.CALL_SECONDS
-
-    @contextmanager
-    def _translating(self) -> Iterator[None]:
-        """The one place where gRPC's errors become ours."""
+    def _call(self, method: Callable[..., Any], request: Any) -> Any:
+        """A call that waits for nobody. The one place where gRPC's errors become ours."""
         try:
-            yield
+            return method(request, timeout=liveness.CALL_SECONDS, metadata=self._trust.metadata)
         except grpc.RpcError as error:
             raise self.attendance.cause_of(error) from error
-        except WireRefused as error:
-            raise TrainingFailed(f"the server's parameters are refused: {error}") from error
+
+    def _persistently(self, exchange: Callable[[DataConnection, int], Exchanged]) -> Exchanged:
+        """Carry out an exchange, on new connections where the old ones broke and the server still lives."""
+        repeats, give_up_at = 0, 0.0
+        while True:
+            try:
+                return exchange(self._connected(), repeats)
+            except ConnectionClosed as error:
+                self._disconnect()
+                # Most often the server has ended, or its loss is about to be noticed.
+                self.attendance.wait_over(liveness.NEWS_SECONDS)
+                self.attendance.check()
+                repeats += 1
+                give_up_at = give_up_at or time.monotonic() + RECONNECT_SECONDS
+                if time.monotonic() > give_up_at:
+                    raise VanishedPeer(f"the way to the server is broken: {error}", SERVER) from error
+
+    def _connected(self) -> DataConnection:
+        if self._data is None:
+            self._data = DataConnection(
+                (self._host, self._data_port), self._sender, self._trust, self._wire, self._attempts
+            )
+            self._attempts += 1
+        return self._data
+
+    def _disconnect(self) -> None:
+        if self._data is not None:
+            self._past += Traffic.of(self._data)
+            self._data.hang_up()
+            self._data = None
+
+    def _hang_up(self) -> None:
+        self._channel.close()
+        if (data := self._data) is not None:
+            data.hang_up()
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Bytes on the data plane."""
+
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    @classmethod
+    def of(cls, data: DataConnection) -> Self:
+        """What passed on one pair of connections."""
+        return cls(data.sent_bytes, data.received_bytes)
+
+    def __add__(self, other: "Traffic") -> "Traffic":
+        return Traffic(self.sent_bytes + other.sent_bytes, self.received_bytes + other.received_bytes)

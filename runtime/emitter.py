@@ -20,8 +20,10 @@ class Emitter:
         experiment: str,
         role: Literal["server", "worker"],
         rank: int,
+        attempt: int = 0,
         descriptor: int = 1,
     ) -> None:
+        """`attempt`: how many times this role and rank was started before."""
         self.role = role
         self._identity: dict[str, Any] = {
             "study": study,
@@ -29,6 +31,7 @@ class Emitter:
             "role": role,
             "rank": rank,
         }
+        self.attempt = attempt
         self._descriptor = descriptor
         self._lock = threading.Lock()
         self._seq = 0
@@ -36,7 +39,9 @@ class Emitter:
     def emit(self, kind: type[Record], **fields: Any) -> None:
         """Print a record of `kind` with these fields; whose it is and its number are added."""
         with self._lock:
-            record = kind(**self._identity, seq=self._seq, timestamp=utc_now(), **fields)
+            record = kind(
+                **self._identity, attempt=self.attempt, seq=self._seq, timestamp=utc_now(), **fields
+            )
             self._seq += 1
             self._write(to_line(record))  # type: ignore[arg-type]  # every subclass is in the union
 

@@ -1,24 +1,26 @@
-"""What the server's state hands out: parameters, answers to pushes, news.
+"""What the server's state hands out: news, and tickets for pushes, with their answers.
 
-Plain values; runs in the parameter server. Knows nothing of gRPC or of why an answer is what it is.
+Plain values; runs in the parameter server. Knows nothing of connections or of why an answer is what it is.
 """
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from enum import Enum
+from queue import SimpleQueue
 from typing import NamedTuple
 
-from runtime.policy import Push
+from runtime.aggregation import Update
 
 
 class Phase(Enum):
     """Where the experiment is."""
 
     JOINING = "joining"
-    """Not all workers are there."""
+    """Not all workers are ready."""
     TRAINING = "training"
-    """All workers are there."""
+    """All workers were ready."""
     FINISHED = "finished"
-    """Every worker did all its steps."""
+    """Every worker that is left did all its steps."""
     ENDED = "ended"
     """Given up; the ending says why."""
 
@@ -34,28 +36,47 @@ class News(NamedTuple):
     """Gradients that this worker computes on versions below this one will be dropped."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Parameters as they were at a version: raw fp32 bytes."""
+class Answer(NamedTuple):
+    """What a worker goes on with after a push, beside the parameters."""
 
     version: int
-    data: bytes
-
-
-class Answer(NamedTuple):
-    """What a worker goes on with after a push."""
-
-    snapshot: Snapshot
     waited_seconds: float = 0.0
-    """How long its gradient was held back."""
+    """How long its gradient was held back once it was there."""
     dropped: bool = False
     """The gradient came too late to count."""
 
 
-@dataclass(slots=True)
-class Ticket:
-    """A push that was taken; its answer comes when the policy lets the worker go on."""
+Ready = SimpleQueue[int | None]
+"""Blocks of the parameters that may leave; None: no more will."""
 
-    push: Push
-    arrived_at: float
-    answer: Answer | None = None
+
+@dataclass(slots=True, eq=False)
+class Ticket:
+    """A push that was begun: what has come of it, and its answer once the policy lets the worker go on."""
+
+    rank: int
+    step: int
+    version: int
+    """That its gradient was computed on."""
+    ready: Ready
+    """Where the blocks of the answer are told."""
+    update: Update | None = None
+    """What its gradient is part of; None until its first block is there, and where it does not count."""
+    next_block: int = 0
+    """Blocks before this one have been taken."""
+    received_at: float | None = None
+    """When its last block came."""
+    released_at: float | None = None
+    released_version: int = 0
+    dropped: bool = False
+    void: bool = False
+    """Its worker was lost: no more of it is taken."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def answer(self) -> Answer | None:
+        """What the worker goes on with, as soon as it is let go on."""
+        if self.released_at is None:
+            return None
+        waited = 0.0 if self.received_at is None else max(self.released_at - self.received_at, 0.0)
+        return Answer(self.released_version, waited, self.dropped)

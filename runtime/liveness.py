@@ -6,8 +6,6 @@ pings. All three options are needed: without ping_timeout, a stopped process was
 
 from typing import Final
 
-from runtime.codec import max_message_bytes
-
 HEARTBEAT_SECONDS: Final = 2.0
 """How often the server says on each Attend stream that it lives."""
 
@@ -15,7 +13,7 @@ SILENCE_SECONDS: Final = 10.0
 """A worker that heard nothing for so long gives the server up."""
 
 CALL_SECONDS: Final = 30.0
-"""Deadline of a call that waits for nobody; a push waits for its barrier, up to the experiment's deadline."""
+"""Deadline of a call."""
 
 NEWS_SECONDS: Final = 1.0
 """How long a worker whose call failed waits for the notice that says why."""
@@ -32,8 +30,23 @@ JOIN_RETRY_SECONDS: Final = 30.0
 JOIN_SECONDS: Final = 300.0
 """How long the server waits for all workers."""
 
+REJOIN_SECONDS: Final = 60.0
+"""How long the server of an experiment that goes on without lost workers waits when it has lost all of them."""
+
+RETURN_SECONDS: Final = 120.0
+"""How long a worker waits for a server that keeps checkpoints to be started again."""
+
+LOOK_AGAIN_SECONDS: Final = 3.0
+"""How long such a worker tries one address, before it asks again where the server is."""
+
+RETURN_PAUSE_SECONDS: Final = 0.2
+"""And then pauses, so as not to ask too often."""
+
 LEAVE_SECONDS: Final = 3.0
-"""How long a server that is done waits for its workers to hang up."""
+"""How long a server that gave up waits for its workers to hang up."""
+
+LAST_PULL_SECONDS: Final = 60.0
+"""How long a server waits whose workers are done: the last one has parameters to pull, over whatever network."""
 
 FAREWELL_SECONDS: Final = 1.0
 """How long calls that are under way then have to end: each is being told why."""
@@ -50,11 +63,19 @@ _KEEPALIVE = (
 )
 
 
-def channel_options(length: int) -> list[tuple[str, int]]:
-    """Options of a worker's channel, for a model of `length` parameters."""
+_MESSAGE_BYTES = 64 * 1024
+_MESSAGE_LIMITS = (
+    ("grpc.max_receive_message_length", _MESSAGE_BYTES),
+    ("grpc.max_send_message_length", _MESSAGE_BYTES),
+)
+"""Tensors do not travel in messages: no peer can make us allocate."""
+
+
+def channel_options() -> list[tuple[str, int]]:
+    """Options of a worker's channel."""
     return [
         *_KEEPALIVE,
-        *_message_limits(length),
+        *_MESSAGE_LIMITS,
         # Workers start before or with their server: try again soon, not after a minute.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
@@ -63,19 +84,14 @@ def channel_options(length: int) -> list[tuple[str, int]]:
     ]
 
 
-def server_options(length: int) -> list[tuple[str, int]]:
-    """Options of the server, for a model of `length` parameters."""
+def server_options() -> list[tuple[str, int]]:
+    """Options of the server."""
     return [
         *_KEEPALIVE,
-        *_message_limits(length),
+        *_MESSAGE_LIMITS,
         # Workers ping a server that may have nothing to say for long: never call that abuse.
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),
         # A port that another server holds is an error, not a port to share.
         ("grpc.so_reuseport", 0),
     ]
-
-
-def _message_limits(length: int) -> list[tuple[str, int]]:
-    limit = max_message_bytes(length)
-    return [("grpc.max_receive_message_length", limit), ("grpc.max_send_message_length", limit)]

@@ -22,6 +22,14 @@ class Optimizer(Protocol):
         """One update by a gradient of the parameters' length, with `factor` times the learning rate."""
         ...
 
+    def state(self) -> dict[str, Tensor]:
+        """A copy of what it remembers beside the parameters, by name; empty before the first step."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Remember what `state` said."""
+        ...
+
 
 class MomentumSGD:
     """The update of torch.optim.SGD, bit for bit: buf = momentum·buf + gradient; parameters -= lr·buf.
@@ -39,7 +47,6 @@ class MomentumSGD:
         self._weight_decay = weight_decay
         self._buffer: Tensor | None = None
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, factor: float = 1.0) -> None:
         """Change the parameters (flat, fp32) by one gradient of the same length."""
         rate = self._learning_rate * factor
@@ -53,6 +60,14 @@ class MomentumSGD:
         else:
             self._buffer.mul_(self._momentum).add_(gradient)
         self._parameters.add_(self._buffer, alpha=-rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """The momentum buffer."""
+        return {} if self._buffer is None else {"momentum": self._buffer.clone()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over a momentum buffer."""
+        self._buffer = state["momentum"].clone() if "momentum" in state else None
 
 
 class Adam:
@@ -71,7 +86,6 @@ class Adam:
         self._square = torch.zeros_like(parameters)
         self._steps = 0
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, factor: float = 1.0) -> None:
         """Change the parameters (flat, fp32) by one gradient of the same length."""
         self._steps += 1
@@ -82,6 +96,18 @@ class Adam:
         rate = self._learning_rate * factor / (1 - BETA1**self._steps)
         scale = (self._square.sqrt() / (1 - BETA2**self._steps) ** 0.5).add_(EPSILON)
         self._parameters.addcdiv_(self._mean, scale, value=-rate)
+
+    def state(self) -> dict[str, Tensor]:
+        """Both moments, and the number of steps."""
+        steps = torch.tensor([self._steps])
+        return {"mean": self._mean.clone(), "square": self._square.clone(), "steps": steps}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over both moments and the number of steps."""
+        if state:
+            self._mean.copy_(state["mean"])
+            self._square.copy_(state["square"])
+            self._steps = int(state["steps"])
 
 
 def optimizer_for(
@@ -95,19 +121,3 @@ def optimizer_for(
             )
         case "adam":
             return Adam(parameters, learning_rate=learning_rate, weight_decay=weight_decay)
-
-
-@torch.no_grad()
-def weighted_sum(gradients: Mapping[int, Tensor], weights: Mapping[int, float], out: Tensor) -> Tensor:
-    """Σ weight·gradient over the ranks of `weights`, written to `out` unless one gradient is the sum.
-
-    Always in rank order: floating-point sums depend on it, and the same seed must give the same bits
-    whichever worker came first.
-    """
-    ranks = sorted(weights)
-    if len(ranks) == 1 and weights[ranks[0]] == 1:
-        return gradients[ranks[0]]
-    torch.mul(gradients[ranks[0]], weights[ranks[0]], out=out)
-    for rank in ranks[1:]:
-        out.add_(gradients[rank], alpha=weights[rank])
-    return out

@@ -3,6 +3,8 @@
 Runs on both sides. A push is then one contiguous piece of memory: nothing is gathered or scattered.
 """
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -24,8 +26,18 @@ class FlatModel:
         self.module = module
         self.parameters = torch.cat([part.detach().reshape(-1) for part in parts])
         self.gradient = torch.zeros_like(self.parameters)
+        self._point_at_buffers()
+
+    def move_to(self, parameters: Tensor, gradient: Tensor) -> None:
+        """Live in these buffers from now on (flat, fp32, of the model's length and device)."""
+        parameters.copy_(self.parameters)
+        gradient.copy_(self.gradient)
+        self.parameters, self.gradient = parameters, gradient
+        self._point_at_buffers()
+
+    def _point_at_buffers(self) -> None:
         start = 0
-        for part in parts:
+        for part in self.module.parameters():
             end = start + part.numel()
             part.data = self.parameters[start:end].view_as(part)
             part.grad = self.gradient[start:end].view_as(part)
@@ -40,6 +52,14 @@ class FlatModel:
     def length(self) -> int:
         """Number of parameters."""
         return self.parameters.numel()
+
+
+def count_non_finite(values: Tensor) -> int:
+    """How many of the values (flat, fp32) are NaN or infinite: one would spoil the parameters for all."""
+    # A sum is finite only if its terms are, and costs no temporary; only a bad one is looked at closely.
+    if math.isfinite(values.sum().item()):
+        return 0
+    return values.numel() - int(torch.isfinite(values).sum())
 
 
 def memory_of(flat: Tensor) -> memoryview:

@@ -6,8 +6,7 @@ the learning rate (momentum, schedules and Adam are the optimizer's), g a gradie
 version that it is applied to, less the version that it was computed on.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 from contract.aggregation import Aggregation, Mode
@@ -26,8 +25,11 @@ class Push:
 class Verdict:
     """What follows from an event. Without a release, the worker's gradient is held."""
 
-    update: Mapping[int, float] = field(default_factory=dict)
-    """Rank → weight of the held gradients that make up one update; empty: no update."""
+    update: frozenset[int] = frozenset()
+    """Ranks whose held gradients make up one update; empty: no update."""
+
+    weight: float = 1.0
+    """What the mean of these gradients is multiplied by."""
 
     release: frozenset[int] = frozenset()
     """Ranks that are answered the parameters as they are after the update."""
@@ -48,12 +50,25 @@ class Policy(Protocol):
     delay_compensation: float
     """λ of the compensation that gradients get before they are applied; 0: none."""
 
+    in_rank_order: bool
+    """Whether gradients are summed in the order of ranks: then the same seed gives the same bits."""
+
+    answers_at_once: bool
+    """Whether every push is released by its own verdict."""
+
+    in_step: bool
+    """Whether all workers compute on the same version: one that comes back goes on at the step of the others."""
+
+    def enter(self, rank: int, step: int) -> None:
+        """A worker that was lost is back; it pushes `step` next."""
+        ...
+
     def push(self, push: Push, version: int) -> Verdict:
         """A gradient arrived; `version` is that of the current parameters."""
         ...
 
-    def finish(self, rank: int) -> Verdict:
-        """A worker was released from its last step: it pushes no more."""
+    def leave(self, rank: int) -> Verdict:
+        """A worker pushes no more: it was released from its last step, or is lost. What it pushed is not held."""
         ...
 
 
@@ -61,28 +76,35 @@ class _Quorum:
     """Average of the first K gradients that are held; of all, where fewer than K workers still train."""
 
     delay_compensation = 0.0
+    in_rank_order = False
+    answers_at_once = False
+    in_step = False
 
     def __init__(self, workers: int, k: int) -> None:
         self._k = k
         self._training = set(range(workers))
         self._held: set[int] = set()
 
+    def enter(self, rank: int, step: int) -> None:  # noqa: ARG002 - a quorum counts workers, not steps
+        """Count on this worker again."""
+        self._training.add(rank)
+
     def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - the forms differ in what they make of it
         """Hold until K gradients are there, then average them."""
         self._held.add(push.rank)
         return self._at_quorum()
 
-    def finish(self, rank: int) -> Verdict:
+    def leave(self, rank: int) -> Verdict:
         """The others need not wait for this worker any more."""
         self._training.discard(rank)
+        self._held.discard(rank)
         return self._at_quorum()
 
     def _at_quorum(self) -> Verdict:
         if not self._held or len(self._held) < min(self._k, len(self._training)):
             return HOLD
         held, self._held = frozenset(self._held), set()
-        update = dict.fromkeys(sorted(held), 1 / len(held))
-        return Verdict(update=update, release=held, cancelled=self._in_vain(held))
+        return Verdict(update=held, release=held, cancelled=self._in_vain(held))
 
     def _in_vain(self, held: frozenset[int]) -> frozenset[int]:  # noqa: ARG002 - late gradients count as well
         return frozenset()
@@ -106,6 +128,8 @@ class KSync(_Quorum):
     Source: Dutta et al. 2018, Slow and Stale Gradients Can Win the Race (arXiv:1803.01113).
     """
 
+    in_step = True
+
     def push(self, push: Push, version: int) -> Verdict:
         """Hold until K gradients of this version are there, then average them; drop an older one."""
         if push.version < version:
@@ -123,6 +147,8 @@ class Sync(KSync):
     Mean time of an update: E[max of N draws]; exponential: m·H_N.
     Source: Chen et al. 2016, Revisiting Distributed Synchronous SGD (arXiv:1604.00981), without backups.
     """
+
+    in_rank_order = True
 
     def __init__(self, workers: int) -> None:
         super().__init__(workers, k=workers)
@@ -149,13 +175,19 @@ class Async:
     """
 
     delay_compensation = 0.0
+    in_rank_order = False
+    answers_at_once = True
+    in_step = False
+
+    def enter(self, rank: int, step: int) -> None:
+        """Nothing follows."""
 
     def push(self, push: Push, version: int) -> Verdict:
         """Apply at once."""
-        weight = self._weight(version - push.version)
-        return Verdict(update={push.rank: weight}, release=frozenset({push.rank}))
+        own = frozenset({push.rank})
+        return Verdict(update=own, weight=self._weight(version - push.version), release=own)
 
-    def finish(self, rank: int) -> Verdict:  # noqa: ARG002 - nobody waits for anybody
+    def leave(self, rank: int) -> Verdict:  # noqa: ARG002 - nobody waits for anybody
         """Nothing follows."""
         return HOLD
 
@@ -195,21 +227,29 @@ class Ssp:
     """
 
     delay_compensation = 0.0
+    in_rank_order = False
+    answers_at_once = False
+    in_step = False
 
     def __init__(self, workers: int, staleness_bound: int) -> None:
         self._bound = staleness_bound
         self._clocks = dict.fromkeys(range(workers), 0)
         self._waiting: set[int] = set()
 
+    def enter(self, rank: int, step: int) -> None:
+        """The others wait for this worker again."""
+        self._clocks[rank] = step
+
     def push(self, push: Push, version: int) -> Verdict:  # noqa: ARG002 - the bound is on clocks, not versions
         """Apply at once; release whoever is not too far ahead now."""
         self._clocks[push.rank] = push.step + 1
         self._waiting.add(push.rank)
-        return Verdict(update={push.rank: 1.0}, release=self._within_bound())
+        return Verdict(update=frozenset({push.rank}), release=self._within_bound())
 
-    def finish(self, rank: int) -> Verdict:
+    def leave(self, rank: int) -> Verdict:
         """The clock of this worker stands; the others do not wait for it."""
-        del self._clocks[rank]
+        self._clocks.pop(rank, None)
+        self._waiting.discard(rank)
         return Verdict(release=self._within_bound())
 
     def _within_bound(self) -> frozenset[int]:

@@ -5,30 +5,32 @@ Runs as a task of its own; knows nothing of data sets or of how gradients are ma
 
 import os
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-import grpc
+from functools import partial
 
 from contract.catalogue import images_of
 from contract.errors import TrainingFailed
 from contract.metrics import ServerInterval, ServerSummary, TaskStarted
 from contract.task import TaskEnvironment
 from runtime import liveness
+from runtime.checkpoint_store import CheckpointStore, store_for
+from runtime.checkpoint_writer import CheckpointWriter
+from runtime.compression import codec_for
 from runtime.device import CPU
 from runtime.emitter import Emitter
 from runtime.ending import Ending
+from runtime.listening import Listening
 from runtime.model import build_model
 from runtime.optimizer import optimizer_for
 from runtime.parameters import FlatModel
 from runtime.policy import policy_for
 from runtime.process import Stopped, host_facts
 from runtime.rendezvous import Rendezvous
+from runtime.resumption import ATTEMPT, checkpoint_of, resume
 from runtime.schedule import Schedule
-from runtime.servicer import Servicer
+from runtime.sharded_connection import shard_slices
 from runtime.state import ServerState
 from runtime.task_metadata import TaskMetadata
-from runtime.wire.parameter_server_pb2_grpc import add_ParameterServerServicer_to_server
+from runtime.trust import Identity, Trust, token_by_hand
 
 INTERVAL_SECONDS = 2.0
 """How often the server says what it did."""
@@ -38,33 +40,89 @@ def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
     """Serve one experiment to its end. Raises LockstepError if training did not finish."""
     deadline = time.monotonic() + environment.experiment_timeout_seconds
     state = _initial_state(environment)
+    store = _checkpoint_store(environment, emitter)
+    if store is not None:
+        _go_on(state, store, emitter)
     server = _announced_server(environment, state, emitter)
+    writer = _checkpoint_writer(environment, state, store, emitter)
     try:
-        _supervise(environment, state, deadline, emitter)
+        _supervise(environment, state, server, deadline, emitter)
+        if writer is not None:
+            writer.stop(final=False)
+        _conclude(environment, state, server, writer, emitter)
     except Stopped as stop:
-        state.end(Ending(f"the server was {stop}"))
+        if writer is None:
+            state.end(Ending(f"the server was {stop}"))
+        else:
+            # Nothing comes after the last checkpoint. Nobody is told: workers wait for another server.
+            server.data.close()
+            writer.stop(final=True)
         raise
     finally:
-        # The last words to the workers: why it ended, or the parameters that the last of them must test.
+        _let_go(state)
+        server.stop()
+
+
+def _let_go(state: ServerState) -> None:
+    """Wait for the workers to hear the last words: why it ended, or the parameters that the last one must test."""
+    if state.ending:
         state.wait_left(liveness.LEAVE_SECONDS)
-        server.stop(liveness.FAREWELL_SECONDS).wait()
+    elif state.wait_over(0):
+        state.wait_left(liveness.LAST_PULL_SECONDS)
+
+
+def _checkpoint_store(environment: TaskEnvironment, emitter: Emitter) -> CheckpointStore | None:
+    """Where this server's checkpoints are, if it keeps some. Raises TrainingFailed if nobody said where."""
+    if environment.checkpoint_seconds is None:
+        return None
+    if not environment.checkpoint_location:
+        raise TrainingFailed("CHECKPOINT_LOCATION is not set; expected a folder or s3://bucket/prefix")
+    return store_for(
+        environment.checkpoint_location, environment.study_id, environment.experiment_name, emitter.note
+    )
+
+
+def _go_on(state: ServerState, store: CheckpointStore, emitter: Emitter) -> None:
+    """Take up what a server before this one left, if there was one."""
+    newest = store.newest()
+    if newest is not None:
+        resume(state, newest)
+        emitter.attempt = newest.facts[ATTEMPT] + 1
+        emitter.note(f"going on from a checkpoint of version {state.version}")
+
+
+def _checkpoint_writer(
+    environment: TaskEnvironment, state: ServerState, store: CheckpointStore | None, emitter: Emitter
+) -> CheckpointWriter | None:
+    if store is None or environment.checkpoint_seconds is None:
+        return None
+    return CheckpointWriter(
+        store,
+        lambda: checkpoint_of(state, emitter.attempt),
+        environment.checkpoint_seconds,
+        warn=emitter.note,
+        give_up=lambda error: state.end(Ending(str(error))),
+    )
 
 
 def _initial_state(environment: TaskEnvironment) -> ServerState:
     workers = environment.total_workers_expected
     images = images_of(environment.dataset, environment.model)
-    parameters = FlatModel(build_model(environment.model, images, environment.seed)).parameters
+    whole = FlatModel(build_model(environment.model, images, environment.seed)).parameters
+    parameters = whole[shard_slices(len(whole), environment.shards)[environment.shard_index]].clone()
     return ServerState(
         workers=workers,
         parameters=parameters,
-        optimizer=optimizer_for(
+        optimizer=partial(
+            optimizer_for,
             environment.optimizer,
-            parameters,
             learning_rate=environment.learning_rate,
             momentum=environment.momentum,
             weight_decay=environment.weight_decay,
         ),
         policy=policy_for(environment.server_mode, workers, environment.aggregation),
+        survives_loss=environment.on_worker_loss == "continue",
+        codec=codec_for(environment.compression, environment.topk_ratio),
         schedule=Schedule(
             epochs=environment.epochs,
             name=environment.schedule,
@@ -75,13 +133,14 @@ def _initial_state(environment: TaskEnvironment) -> ServerState:
     )
 
 
-def _announced_server(environment: TaskEnvironment, state: ServerState, emitter: Emitter) -> Any:
+def _announced_server(environment: TaskEnvironment, state: ServerState, emitter: Emitter) -> Listening:
     """A server that listens and whose address is known to who waits for it. Raises TrainingFailed."""
     metadata = TaskMetadata(os.environ)
     rendezvous = Rendezvous(environment) if environment.table_name else None
     try:
-        server, port = _listen(environment, state)
-        address = metadata.address if rendezvous else _interface(environment)
+        host = metadata.address if rendezvous else _interface(environment)
+        identity = _identity(environment, host)
+        server = _listen(environment, state, identity)
         emitter.emit(
             TaskStarted,
             **host_facts(),
@@ -91,9 +150,9 @@ def _announced_server(environment: TaskEnvironment, state: ServerState, emitter:
             train_samples=0,
             test_samples=0,
         )
-        emitter.note(f"parameter server listening on {address}:{port}")
+        emitter.note(f"parameter server listening on {host}:{server.port}")
         if rendezvous:
-            rendezvous.announce(f"{address}:{port}")
+            rendezvous.announce(f"{host}:{server.port}", identity.trust)
     except (Exception, Stopped) as error:
         if rendezvous:
             rendezvous.give_up(str(error))
@@ -101,27 +160,26 @@ def _announced_server(environment: TaskEnvironment, state: ServerState, emitter:
     return server
 
 
-def _listen(environment: TaskEnvironment, state: ServerState) -> tuple[Any, int]:
-    """A started gRPC server and its port. Raises TrainingFailed if the port is taken."""
-    workers = environment.total_workers_expected
-    server = grpc.server(
-        # A worker holds one thread to attend and one to push; the rest is for joins and strangers.
-        ThreadPoolExecutor(max_workers=2 * workers + 8, thread_name_prefix="rpc"),
-        options=liveness.server_options(state.length),
-    )
-    servicer = Servicer(
+def _identity(environment: TaskEnvironment, host: str) -> Identity:
+    """Who is let in: made anew where workers are told by the rendezvous, else what both were started with."""
+    if environment.table_name:
+        return Identity.make(host, tls=environment.tls)
+    if environment.tls:
+        raise TrainingFailed("TLS is on, but without TABLE_NAME no worker can learn of the certificate")
+    return Identity(Trust(token=token_by_hand(os.environ)))
+
+
+def _listen(environment: TaskEnvironment, state: ServerState, identity: Identity) -> Listening:
+    return Listening.on(
+        _interface(environment),
+        environment.server_port,
         state,
+        codec_for(environment.compression, environment.topk_ratio),
+        identity,
         study=environment.study_id,
         experiment=environment.experiment_name,
+        workers=environment.total_workers_expected,
     )
-    add_ParameterServerServicer_to_server(servicer, server)
-    wanted = f"{_interface(environment)}:{environment.server_port}"
-    try:
-        port = server.add_insecure_port(wanted)
-    except RuntimeError as error:
-        raise TrainingFailed(f"the server cannot listen on {wanted}: is the port taken?") from error
-    server.start()
-    return server, port
 
 
 def _interface(environment: TaskEnvironment) -> str:
@@ -131,24 +189,45 @@ def _interface(environment: TaskEnvironment) -> str:
     return "0.0.0.0" if environment.table_name else "127.0.0.1"  # noqa: S104 - its security group guards it
 
 
-def _supervise(environment: TaskEnvironment, state: ServerState, deadline: float, emitter: Emitter) -> None:
+def _supervise(
+    environment: TaskEnvironment, state: ServerState, server: Listening, deadline: float, emitter: Emitter
+) -> None:
     """Wait for the workers, then for the end of training. Raises LockstepError if that is not a good one."""
     patience = min(liveness.JOIN_SECONDS, deadline - time.monotonic())
     if missing := state.wait_started(patience):
         ranks = ", ".join(map(str, missing))
         state.end(Ending(f"not all workers joined within {patience:.0f} s: missing ranks {ranks}"))
+    deserted_at: float | None = None
     while not state.wait_over(min(INTERVAL_SECONDS, max(deadline - time.monotonic(), 0))):
         if time.monotonic() >= deadline:
             seconds = environment.experiment_timeout_seconds
             state.end(Ending(f"training did not end within EXPERIMENT_TIMEOUT_SECONDS={seconds}"))
         else:
-            emitter.emit(ServerInterval, **state.interval())
+            deserted_at = (deserted_at or time.monotonic()) if state.deserted else None
+            if deserted_at and time.monotonic() - deserted_at > liveness.REJOIN_SECONDS:
+                state.end(
+                    Ending(f"every worker is lost, and none came back within {liveness.REJOIN_SECONDS:.0f} s")
+                )
+            emitter.emit(ServerInterval, **state.interval(), **server.traffic)
     if state.ending:
         raise state.ending.error()
-    emitter.emit(ServerInterval, **state.interval())
+    emitter.emit(ServerInterval, **state.interval(), **server.traffic)
+
+
+def _conclude(
+    environment: TaskEnvironment,
+    state: ServerState,
+    server: Listening,
+    writer: CheckpointWriter | None,
+    emitter: Emitter,
+) -> None:
+    """Say how it went."""
     emitter.emit(
         ServerSummary,
         mode=environment.server_mode,
         total_workers=environment.total_workers_expected,
+        checkpoints_written=writer.written if writer else 0,
+        checkpoint_seconds=writer.seconds if writer else 0.0,
         **state.summary(),
+        **server.traffic,
     )

@@ -1,24 +1,28 @@
-"""The parameter server's core: the parameters, their version, and who waits for what.
+"""The parameter server's core: who trains, what they push and are given, and how it ends.
 
-Runs in the server, called by many threads at once; knows nothing of gRPC, metric records or AWS.
+Runs in the server, called by many threads at once; knows nothing of connections, metric records or AWS. Which
+gradients make an update is decided in rounds; the numbers are added up in the aggregator, block by block.
 """
 
 import hashlib
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from queue import SimpleQueue
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from runtime.accounting import Accounting
-from runtime.compensation import Backups, compensate
+from runtime.aggregation import Aggregator, OptimizerFactory
+from runtime.compression import Codec, Plain
+from runtime.copies import Copies
 from runtime.ending import Ending
-from runtime.exchange import OVER, Answer, News, Phase, Snapshot, Ticket
+from runtime.exchange import OVER, News, Phase, Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership, TooEarly
-from runtime.optimizer import Optimizer, weighted_sum
-from runtime.policy import Policy, Push, Verdict
+from runtime.parameters import memory_of
+from runtime.policy import Policy
+from runtime.rounds import Rounds
 from runtime.schedule import Schedule
 
 
@@ -38,81 +42,107 @@ class ServerState:
         *,
         workers: int,
         parameters: Tensor,
-        optimizer: Optimizer,
+        optimizer: OptimizerFactory,
         policy: Policy,
         schedule: Schedule | None = None,
+        survives_loss: bool = False,
+        codec: Codec | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parameters`: flat fp32, changed in place by `optimizer`; `clock`: seconds, monotonic.
+        """`parameters`: flat fp32, changed in place; `clock`: seconds, monotonic.
 
-        `schedule`: of the learning rate, which is constant without one.
+        `schedule`: of the learning rate, which is constant without one. `survives_loss`: the others go on without
+        a worker that is lost, and it may come back. `codec`: how parameters leave.
         """
-        self._parameters = parameters
-        self._optimizer = optimizer
-        self._policy = policy
-        self._schedule = schedule
+        self.copies = Copies(
+            parameters,
+            workers,
+            codec or Plain(),
+            alike=policy.in_rank_order,
+            kept=bool(policy.delay_compensation),
+        )
+        self.aggregator = Aggregator(
+            parameters,
+            optimizer,
+            workers=workers,
+            in_rank_order=policy.in_rank_order,
+            delay_compensation=policy.delay_compensation,
+            held=self.copies.held,
+        )
+        self.length = parameters.numel()
+        """Number of parameters."""
+        self._in_step = policy.in_step
+        self.answers_at_once = policy.answers_at_once
+        """Whether no push ever waits for another."""
+        self._survives_loss = survives_loss
         self._clock = clock
         self._changed = threading.Condition()
         self._membership = Membership(workers)
         self._accounting = Accounting()
         self._phase = Phase.JOINING
         self._ending = Ending("")
-        # One gradient of each worker, and their sum: all the memory that training takes, whoever sends what.
-        self._slots = {rank: torch.empty_like(parameters) for rank in range(workers)}
-        self._sum = torch.empty_like(parameters)
-        self._receiving: set[int] = set()
-        self._waiting: dict[int, Ticket] = {}
-        self._superseded = dict.fromkeys(range(workers), 0)
-        self._backups = Backups() if policy.delay_compensation else None
-        self._consumed = 0
-        self._snapshot = Snapshot(0, parameters.numpy().tobytes())
-
-    @property
-    def length(self) -> int:
-        """Number of parameters."""
-        return self._parameters.numel()
+        self._resumed_from: int | None = None
+        self._rounds = Rounds(
+            policy,
+            self.aggregator,
+            self._membership,
+            self._accounting,
+            schedule=schedule,
+            clock=clock,
+            notify=self._changed.notify_all,
+        )
 
     @property
     def version(self) -> int:
-        """Number of updates so far."""
+        """Number of updates that were decided on so far."""
         with self._changed:
-            return self._snapshot.version
+            return self._rounds.version
 
     # Workers come and go.
 
-    def join(self, rank: int, parameters: int, steps: int) -> None:
-        """Enter a worker whose model has `parameters` parameters and that will push `steps` gradients."""
+    def join(self, rank: int) -> None:
+        """Enter a worker, or let one in again that was lost."""
         with self._changed:
-            self._raise_ending()
+            self._raise_over()
+            if self._phase is Phase.FINISHED:
+                raise TrainingEnded(Ending(f"worker {rank} comes too late: all others have finished"))
+            self._membership.join(rank)
+
+    def attend(self, rank: int) -> None:
+        """A worker's stream is open: from now on its loss is noticed."""
+        with self._changed:
+            self._raise_over()
+            self._membership.attend(rank)
+
+    def ready(self, rank: int, parameters: int, steps: int, next_step: int = 0) -> None:
+        """A worker has its model, of `parameters` parameters, and will push `steps` gradients, `next_step` next.
+
+        The last one starts the training; one that comes back joins it.
+        """
+        with self._changed:
+            self._raise_over()
             if parameters != self.length:
                 raise InvalidMessage(
                     f"worker {rank}: a model of {parameters} parameters; expected {self.length}"
                 )
-            self._membership.join(rank, steps)
+            member = self._membership.ready(rank, steps, next_step)
+            if self._phase is Phase.TRAINING:
+                self._reenter(member)
+            elif not self._membership.missing:
+                self._start()
+            self._changed.notify_all()
 
-    def attend(self, rank: int) -> None:
-        """A worker's stream is open; the last one starts the training."""
+    def next_step(self, rank: int) -> int:
+        """The step that a worker pushes next."""
         with self._changed:
-            self._raise_ending()
-            self._membership.attend(rank)
-            if not self._membership.missing:
-                self._phase = Phase.TRAINING
-                self._accounting.start(self._clock())
-                self._changed.notify_all()
+            return self._membership.member(rank).pushed
 
     def leave(self, rank: int) -> None:
-        """A worker's stream closed. Before the worker had finished, that ends the training."""
+        """A worker's stream closed. Before the worker had finished, it is lost."""
         with self._changed:
-            member = self._membership.member(rank)
-            member.left = True
-            if not member.finished:
-                self._end(
-                    Ending(
-                        f"worker {rank} vanished: its connection closed after {member.pushed} of"
-                        f" {member.steps} steps",
-                        lost_peer=member.name,
-                    )
-                )
+            member = self._membership.leave(rank)
+            if not member.finished and self._phase not in OVER:
+                self._lose(member)
             self._changed.notify_all()
 
     def watch(self, rank: int, known: News, timeout: float) -> News | None:
@@ -124,62 +154,50 @@ class ServerState:
 
     # Parameters and gradients.
 
-    def pull(self, rank: int) -> Snapshot:
-        """The current parameters."""
+    def check_training(self, rank: int) -> None:
+        """Raise Rejection where a rank is none that trains, or TrainingEnded."""
         with self._changed:
             self._training_member(rank)
-            return self._given(rank)
 
-    def receive(self, rank: int, step: int, version: int) -> Tensor | None:
-        """Where to write the gradient of a worker's step, computed on `version`; `push` must follow.
+    def pull(self, rank: int, ready: Ready) -> Ticket:
+        """The current parameters: a ticket that is answered, all of whose blocks may leave."""
+        with self._changed:
+            self._training_member(rank)
+            return self._rounds.pull(rank, ready)
 
-        None where the step was pushed before: the gradient counts once, and `push` answers again.
+    def begin(self, rank: int, step: int, version: int, ready: Ready) -> Ticket:
+        """A worker pushes the gradient of `step`, computed on `version`; its blocks follow, by `take`.
+
+        `ready` is told which blocks of the answer may leave. A step that is pushed again goes on where it stopped:
+        what came before counts once, and is answered to the new `ready`.
         """
         with self._changed:
-            member = self._training_member(rank)
-            member.check_push(step, version, self._snapshot.version)
-            if member.is_repeat(step):
-                return None
-            if rank in self._receiving:
-                raise InvalidMessage(f"worker {rank}, step {step}: another push of this step is under way")
-            if self._backups and version not in (given := self._backups.versions(rank)):
-                raise InvalidMessage(
-                    f"worker {rank}, step {step}: was not given version {version}, but {given}"
-                )
-            self._receiving.add(rank)
-            return self._slots[rank]
+            return self._rounds.begin(self._training_member(rank), step, version, ready)
 
-    def push(self, rank: int, step: int, version: int) -> Answer:
-        """Take the gradient that `receive` made room for; wait until the policy lets the worker go on."""
-        ticket = self.submit(rank, step, version)
-        with self._changed:
-            while ticket.answer is None:
-                self._raise_ending()
-                self._changed.wait()
-            return ticket.answer
+    def take(self, ticket: Ticket, index: int, gradient: Tensor, *, lasting: bool = False) -> bool:
+        """Take one block (flat, fp32) of the gradient of a push that was begun; blocks come in order.
 
-    def submit(self, rank: int, step: int, version: int) -> Ticket:
-        """As `push`, without waiting: the answer stands in the ticket as soon as there is one.
-
-        A repeated push is not applied: it shares the ticket that waits, or is answered the current parameters.
+        With the first one the policy is asked. May wait, and returns whether `gradient` was kept: see Aggregator.add.
         """
-        with self._changed:
-            member = self._training_member(rank)
-            push, now = Push(rank, step, version), self._clock()
-            if member.is_repeat(step):
-                self._accounting.repeat()
-                waiting = self._waiting.get(rank)
-                if waiting is not None and waiting.push.step == step:
-                    return waiting
-                return Ticket(push, now, Answer(self._given(rank)))
-            self._receiving.discard(rank)
-            member.pushed += 1
-            if self._backups:
-                backup = self._backups.take(rank, version)
-                compensate(self._slots[rank], self._parameters, backup, self._policy.delay_compensation)
-            self._waiting[rank] = ticket = Ticket(push, now)
-            self._carry_out(self._policy.push(push, self._snapshot.version))
-            return ticket
+        with ticket.lock:
+            if index != ticket.next_block:
+                return False
+            ticket.next_block += 1
+            if ticket.next_block == len(self.aggregator.blocks):
+                ticket.received_at = self._clock()
+            if index == 0:
+                # Under the lock: the next block may come by another connection, and needs the verdict.
+                self._admit(ticket)
+        if ticket.void or ticket.update is None:
+            return False
+        return self.aggregator.add(ticket.update, ticket.rank, ticket.step, index, gradient, lasting=lasting)
+
+    def push(self, rank: int, step: int, version: int, gradient: Tensor) -> Ticket:
+        """Push a whole gradient (flat, fp32), which must not change until the ticket is answered."""
+        ticket = self.begin(rank, step, version, SimpleQueue())
+        for index, block in enumerate(self.aggregator.blocks):
+            self.take(ticket, index, gradient[block], lasting=True)
+        return ticket
 
     def finish(self, rank: int, tested_version: int) -> tuple[int, bool]:
         """A worker has done all its steps. Returns the version, and whether it must test that version.
@@ -192,14 +210,18 @@ class ServerState:
                 raise TooEarly(f"worker {rank}: finished at step {member.pushed}; expected {member.steps}")
             member.tested_version = tested_version
             self._accounting.finish(self._clock())
-            version = self._snapshot.version
             if not self._membership.all_finished:
-                return version, False
+                return self._rounds.version, False
             self._phase = Phase.FINISHED
             self._changed.notify_all()
-            return version, self._membership.tested_versions != {version}
+            return self._rounds.version, self._membership.tested_versions != {self._rounds.version}
 
     # Endings, and what the server's main thread asks.
+
+    def give_up(self, problem: str) -> None:
+        """A worker's gradient is refused: without it the worker cannot go on, nor can those who wait for it."""
+        if not self._survives_loss:
+            self.end(Ending(problem))
 
     def end(self, ending: Ending) -> None:
         """Give up, unless training is over: everyone who waits is told why. The first reason stays."""
@@ -228,79 +250,125 @@ class ServerState:
         with self._changed:
             return self._ending if self._phase is Phase.ENDED else None
 
+    @property
+    def deserted(self) -> bool:
+        """Training goes on, but every worker is lost."""
+        with self._changed:
+            return self._phase is Phase.TRAINING and self._membership.all_left
+
+    def facts(self) -> dict[str, Any]:
+        """What a server that takes this one's place must know beside the parameters, as JSON values."""
+        with self._changed:
+            return {
+                "version": self._rounds.version,
+                "consumed": self._rounds.consumed,
+                "members": self._membership.facts(self._rounds.undecided),
+                "accounting": self._accounting.facts(self._clock()),
+            }
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Go on from another server's facts, before anybody joins."""
+        with self._changed:
+            self._resumed_from = self._rounds.version = facts["version"]
+            self._rounds.consumed = facts["consumed"]
+            self.copies.renew(self.aggregator.parameters)
+            self._membership.resume(facts["members"])
+            self._accounting.resume(facts["accounting"])
+
     def interval(self) -> dict[str, Any]:
         """Fields of a ServerInterval: what was done since the previous call."""
         with self._changed:
-            return {"version": self._snapshot.version, **self._accounting.interval(self._clock())}
+            away = len(self._membership.away)
+            return {
+                "version": self._rounds.version,
+                "workers_away": away,
+                **self._accounting.interval(self._clock()),
+            }
 
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers."""
         with self._changed:
-            digest = hashlib.sha256(self._snapshot.data).hexdigest()
-            return {**self._accounting.summary(), "parameters_sha256": digest}
+            return {
+                **self._accounting.summary(),
+                "apply_seconds": self.aggregator.apply_seconds,
+                "lock_seconds": self.aggregator.lock_seconds,
+                "lost_steps": sum(member.lost_steps for member in self._membership),
+                "resumed_from_version": self._resumed_from,
+                "parameters_sha256": hashlib.sha256(memory_of(self.aggregator.parameters)).hexdigest(),
+            }
 
-    # The lock is held below.
+    # The lock is held below, but in _admit.
+
+    def _admit(self, ticket: Ticket) -> None:
+        """The first block of a gradient is there: let the policy decide."""
+        with self._changed:
+            if ticket.void:
+                return
+            self._training_member(ticket.rank)
+            self._rounds.admit(ticket)
 
     def _training_member(self, rank: int) -> Member:
-        self._raise_ending()
+        self._raise_over()
         if self._phase is Phase.JOINING:
             raise TooEarly(f"workers {self._membership.missing} are not there; expected `started` first")
-        return self._membership.member(rank)
+        member = self._membership.member(rank)
+        if not member.ready:
+            raise TooEarly(f"{member.name} is not ready; expected Ready first")
+        return member
 
-    def _carry_out(self, verdict: Verdict) -> None:
-        decided_at = self._clock()
-        if verdict.update:
-            self._update(verdict)
-        self._consumed += len(verdict.update) + len(verdict.dropped)
-        for rank in verdict.cancelled:
-            self._superseded[rank] = self._snapshot.version
-        for rank in verdict.release:
-            ticket = self._waiting.pop(rank)
-            dropped = rank in verdict.dropped
-            if dropped:
-                self._accounting.drop()
-            ticket.answer = Answer(self._given(rank), decided_at - ticket.arrived_at, dropped)
-        if verdict.release:
-            self._changed.notify_all()
-        for rank in sorted(verdict.release):
-            if self._membership.member(rank).pushed_all:
-                self._carry_out(self._policy.finish(rank))
+    def _start(self) -> None:
+        """All workers are ready: those of a server that was restarted go on where they were."""
+        self._phase = Phase.TRAINING
+        together = max(member.pushed for member in self._membership)
+        for member in self._membership:
+            if self._in_step:
+                member.go_on_at(together)
+            self._rounds.enter(member)
+        for member in self._membership:
+            if member.pushed_all:
+                self._rounds.leave(member.rank)
+        self._accounting.start(self._clock())
 
-    def _update(self, verdict: Verdict) -> None:
-        version = self._snapshot.version
-        began = self._clock()
-        gradient = weighted_sum(self._slots, verdict.update, out=self._sum)
-        self._optimizer.step(gradient, self._learning_factor(len(verdict.update)))
-        self._snapshot = Snapshot(version + 1, self._parameters.numpy().tobytes())
-        now = self._clock()
-        stalenesses = [version - self._waiting[rank].push.version for rank in verdict.update]
-        self._accounting.update(now, stalenesses, apply_seconds=now - began)
-        # From the next gradient on: the first ones began on version 0, all at once, and are younger than the law.
-        self._accounting.all_training = self._membership.all_training
+    def _lose(self, member: Member) -> None:
+        when = "before training began"
+        if self._phase is Phase.TRAINING:
+            when = f"after {member.pushed} of {member.steps} steps"
+        ending = Ending(f"{member.name} vanished: its connection closed {when}", lost_peer=member.name)
+        if not self._survives_loss:
+            self._end(ending)
+        elif self._phase is Phase.TRAINING:
+            self._go_on_without(member)
 
-    def _learning_factor(self, gradients: int) -> float:
-        """What the learning rate of an update of so many gradients is multiplied by."""
-        if self._schedule is None:
-            return 1.0
-        epochs_per_gradient = self._schedule.epochs / self._membership.total_steps
-        return self._schedule.factor(
-            self._consumed * epochs_per_gradient, (self._consumed + gradients) * epochs_per_gradient
-        )
+    def _go_on_without(self, member: Member) -> None:
+        """What the lost worker's gradient has reached stays; nothing waits for the rest of it."""
+        self._accounting.lose(member.rank)
+        # A step that made no update yet counts as lost; who comes back pushes it again, to the blocks that lack it.
+        member.pushed = self._rounds.undecided.get(member.rank, member.pushed)
+        self._rounds.lose(member.rank)
+        if self._membership.all_finished:
+            self._phase = Phase.FINISHED
 
-    def _given(self, rank: int) -> Snapshot:
-        """The current parameters, on their way to a worker."""
-        if self._backups:
-            self._backups.give(rank, self._snapshot)
-        return self._snapshot
+    def _reenter(self, member: Member) -> None:
+        """A lost worker is back: where all go in step, it goes on at the step of the others."""
+        others = [other.pushed for other in self._membership if other.ready and other is not member]
+        if self._in_step and others:
+            member.go_on_at(min(others))
+        self._accounting.rejoin(member.rank)
+        self._rounds.enter(member)
 
     def _news(self, rank: int) -> News:
-        return News(self._phase, self._superseded[rank])
+        phase = self._phase
+        if phase is Phase.TRAINING and not self._membership.member(rank).ready:
+            phase = Phase.JOINING
+        return News(phase, self._rounds.superseded.get(rank, 0))
 
     def _end(self, ending: Ending) -> None:
-        if self._phase not in OVER:
-            self._phase, self._ending = Phase.ENDED, ending
-            self._changed.notify_all()
+        if self._phase in OVER:
+            return
+        self._phase, self._ending = Phase.ENDED, ending
+        self._rounds.stop()
+        self._changed.notify_all()
 
-    def _raise_ending(self) -> None:
+    def _raise_over(self) -> None:
         if self._phase is Phase.ENDED:
             raise TrainingEnded(self._ending)

@@ -5,6 +5,7 @@ Runs in the worker; knows nothing of how records are printed or how the server i
 
 import math
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -15,10 +16,12 @@ from torch.nn import functional
 from contract.task import TaskEnvironment
 from runtime.augmentation import randomness
 from runtime.compute import draw_seconds
-from runtime.connection import Connection
-from runtime.device import Mirror
+from runtime.device import CPU, Mirror
+from runtime.faults import crash_if_due
 from runtime.parameters import FlatModel
+from runtime.sharded_connection import ShardedConnection
 from runtime.sharding import Sharding
+from runtime.shared_memory import SharedVectors
 from runtime.split import Split
 
 TEST_BATCH = 512
@@ -35,6 +38,9 @@ class Figures:
     emulated: float = 0.0
     """The draws; of a cancelled step, what passed of its own."""
     push_pull: float = 0.0
+    """Round trips, without what the gradient was held back."""
+    serialize: float = 0.0
+    """Encoding, decoding and copying: part of push_pull, at most all of it."""
     waiting: float = 0.0
     evaluation: float = 0.0
     steps: int = 0
@@ -43,6 +49,11 @@ class Figures:
     cancelled: int = 0
     loss: float = 0.0
 
+    @property
+    def transfer(self) -> float:
+        """The rest of push_pull."""
+        return self.push_pull - self.serialize
+
     def __iadd__(self, other: Self) -> Self:
         for name in self.__slots__:
             setattr(self, name, getattr(self, name) + getattr(other, name))
@@ -50,7 +61,10 @@ class Figures:
 
 
 class Training:
-    """One worker's training: the model as the server has it, and how far it has come."""
+    """One worker's training: the model as the server has it, and how far it has come.
+
+    It outlives a connection: after `begin` with another one it goes on at the step that this one says.
+    """
 
     def __init__(
         self,
@@ -58,41 +72,77 @@ class Training:
         sharding: Sharding,
         split: Split,
         model: FlatModel,
-        connection: Connection,
+        vectors: SharedVectors | None = None,
     ) -> None:
-        """Begins with the server's parameters, not with those that `model` came with."""
+        """`vectors`: memory that may be shared with the server; it becomes the model's own."""
+        self.next_step = 0
+        """The step to push next."""
         self._environment = environment
         self._compute = environment.compute
         self._sharding = sharding
         self._split = split
         self._model = model
+        if vectors is not None and model.device == CPU:
+            model.move_to(vectors.parameters, vectors.gradient)
         self._parameters, self._gradient = Mirror.of(model.parameters), Mirror.of(model.gradient)
-        self._connection = connection
-        self._epochs = 0
+        self._epoch = 1
+        self._figures = Figures()
         self._totals = Figures()
-        self._version = connection.pull(into=self._parameters.on_host).version
+        self._version = 0
+
+    @property
+    def steps(self) -> int:
+        """Gradients of the whole training."""
+        return self._environment.epochs * self._sharding.steps_per_epoch
+
+    def begin(self, connection: ShardedConnection, next_step: int) -> None:
+        """Begin at a step with the server's parameters, not with those that the model has."""
+        self._connection = connection
+        self.next_step = next_step
+        self._version = connection.pull(into=self._parameters.on_host)
         self._parameters.to_device()
 
-    def run_epoch(self, epoch: int) -> dict[str, Any]:
-        """Train one epoch (1, 2 …); returns the fields of a WorkerEpoch that are about training."""
-        figures = Figures()
-        rank = self._environment.worker_rank
-        augment = randomness(self._environment.seed, rank, epoch) if self._environment.augment else None
+    def epochs(self) -> Iterator[dict[str, Any]]:
+        """Train epoch by epoch, from the next step on.
+
+        Yields the fields of a WorkerEpoch that are about training, of epochs in which this worker trained at all.
+        """
+        per_epoch = self._sharding.steps_per_epoch
+        while self._epoch <= self._environment.epochs:
+            ends = self._epoch * per_epoch
+            if self.next_step < ends:
+                self._train_to(ends)
+            if self._figures.steps:
+                yield self._epoch_record()
+            self._totals += self._figures
+            self._figures = Figures()
+            self._epoch += 1
+
+    def _train_to(self, ends: int) -> None:
+        rank, epoch, seed = self._environment.worker_rank, self._epoch, self._environment.seed
+        augment = randomness(seed, rank, epoch) if self._environment.augment else None
         began = time.monotonic()
-        for indices in self._sharding.batches(rank, epoch):
-            self._step(indices, augment, figures)
-        figures.training = time.monotonic() - began
-        self._totals += figures
-        self._epochs = epoch
+        batches = self._sharding.batches(rank, epoch)
+        try:
+            for indices in batches[self.next_step - (ends - len(batches)) :]:
+                self._figures += self._step(indices, augment)
+                self.next_step += 1
+        finally:
+            self._figures.training += time.monotonic() - began
+
+    def _epoch_record(self) -> dict[str, Any]:
+        figures = self._figures
         loss = figures.loss / figures.steps
         return {
-            "epoch": epoch,
+            "epoch": self._epoch,
             "epoch_seconds": figures.training,
             "steps": figures.steps,
             "samples": figures.samples,
             "samples_per_second": figures.samples / figures.training,
             "compute_seconds": figures.compute,
             "push_pull_seconds": figures.push_pull,
+            "serialize_seconds": figures.serialize,
+            "transfer_seconds": figures.transfer,
             "waiting_seconds": figures.waiting,
             "loss": loss if math.isfinite(loss) else None,
         }
@@ -115,46 +165,50 @@ class Training:
 
         They are then in the model.
         """
-        reply = self._connection.finish(self._version)
-        if reply.test_final and reply.version != self._version:
-            self._connection.pull(into=self._parameters.on_host)
+        test_final = self._connection.finish()
+        if test_final:
+            self._version = self._connection.pull(into=self._parameters.on_host)
             self._parameters.to_device()
-        return bool(reply.test_final)
+        return test_final
 
     def totals(self) -> dict[str, Any]:
         """Fields of a WorkerSummary that are about training."""
         return {
             "training_seconds": self._totals.training,
-            "epochs": self._epochs,
+            "epochs": self._epoch - 1,
             "steps": self._totals.steps,
             "samples": self._totals.samples,
             "compute_seconds": self._totals.compute,
             "emulated_seconds": self._totals.emulated,
             "push_pull_seconds": self._totals.push_pull,
+            "serialize_seconds": self._totals.serialize,
+            "transfer_seconds": self._totals.transfer,
             "waiting_seconds": self._totals.waiting,
             "evaluation_seconds": self._totals.evaluation,
             "dropped_gradients": self._totals.dropped,
             "cancelled_steps": self._totals.cancelled,
         }
 
-    def _step(self, indices: Tensor, augment: Generator | None, figures: Figures) -> None:
-        step = self._totals.steps + figures.steps
+    def _step(self, indices: Tensor, augment: Generator | None) -> Figures:
+        """Figures of one step, once it was answered: one that is cut short is done again, and counts once."""
+        step, figures = self.next_step, Figures(steps=1, samples=len(indices))
         began = time.monotonic()
-        figures.loss += self._compute_gradient(indices, augment)
+        figures.loss = self._compute_gradient(indices, augment)
         if self._compute.mode == "emulated":
             self._emulate(step, began, figures)
+        crash_if_due(self._environment, step)
         computed = time.monotonic()
-        answer = self._connection.push_pull(
-            self._gradient.on_host, step, self._version, into=self._parameters.on_host
-        )
+        answer = self._connection.push_pull(self._gradient.on_host, step, into=self._parameters.on_host)
         self._parameters.to_device()
         self._version = answer.version
-        figures.compute += computed - began
-        figures.push_pull += time.monotonic() - computed - answer.waited_seconds
-        figures.waiting += answer.waited_seconds
-        figures.dropped += answer.dropped
-        figures.steps += 1
-        figures.samples += len(indices)
+        round_trip = time.monotonic() - computed - answer.waited_seconds
+        figures.compute = computed - began
+        figures.push_pull = round_trip
+        # Blocks are encoded while others travel: what overlaps is not counted twice.
+        figures.serialize = min(answer.serialize_seconds, round_trip)
+        figures.waiting = answer.waited_seconds
+        figures.dropped = int(answer.dropped)
+        return figures
 
     def _compute_gradient(self, indices: Tensor, augment: Generator | None) -> float:
         """Leave the mean gradient of a batch in host memory; returns the loss."""
@@ -173,11 +227,11 @@ class Training:
         What is cut short is the emulated rest; a real computation, once begun, is not interrupted.
         """
         draw = draw_seconds(self._environment.seed, self._environment.worker_rank, step, self._compute)
-        if self._connection.attendance.sleep(began + draw - time.monotonic(), self._version):
-            figures.emulated += draw
+        if self._connection.sleep(began + draw - time.monotonic(), self._version):
+            figures.emulated = draw
         else:
-            figures.emulated += min(draw, time.monotonic() - began)
-            figures.cancelled += 1
+            figures.emulated = min(draw, time.monotonic() - began)
+            figures.cancelled = 1
 
 
 @torch.no_grad()

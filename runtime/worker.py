@@ -3,24 +3,35 @@
 Runs as a task of its own, one per rank; knows nothing of how gradients are aggregated.
 """
 
+import math
 import os
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from contract.catalogue import catalogue_problems, images_of
-from contract.errors import TrainingFailed
+from contract.errors import LockstepError, TrainingFailed
 from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
-from runtime.connection import Connection, withdraw
+from runtime import liveness
+from runtime.attendance import SERVER
+from runtime.connection import Connection
+from runtime.data_connection import Wire, wires_for
 from runtime.dataset import load_dataset
 from runtime.device import choose_device, describe
 from runtime.emitter import Emitter
+from runtime.ending import NotLetIn, VanishedPeer
 from runtime.last_words import abandon, reason_of
 from runtime.model import build_model
 from runtime.parameters import FlatModel
 from runtime.process import host_facts
+from runtime.rendezvous import Announced, ServerLookup
+from runtime.sharded_connection import ShardedConnection, shard_slices
 from runtime.sharding import Sharding, share_of_tests
 from runtime.split import Data
 from runtime.task_metadata import TaskMetadata
@@ -30,19 +41,97 @@ from runtime.wire.parameter_server_pb2 import Sender
 
 def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     """Train one rank's share of an experiment. Raises LockstepError if training did not finish."""
+    lookup = ServerLookup(environment)
+    worker: _Worker | None = None
+    return_by = math.inf
+    while True:
+        try:
+            patience = liveness.JOIN_RETRY_SECONDS if worker is None else liveness.LOOK_AGAIN_SECONDS
+            with _join(environment, lookup.current(), emitter, patience) as connection:
+                worker = worker or _prepare(environment, connection, emitter)
+                return_by = math.inf
+                return _train(worker, connection, emitter)
+        except (VanishedPeer, NotLetIn) as lost:
+            if worker is None or not _another_may_come(environment, lost):
+                raise
+            return_by = min(return_by, time.monotonic() + liveness.RETURN_SECONDS)
+            if time.monotonic() > return_by:
+                raise
+            emitter.note(f"waiting for another server: {lost}")
+            time.sleep(liveness.RETURN_PAUSE_SECONDS)
+
+
+def _another_may_come(environment: TaskEnvironment, lost: LockstepError) -> bool:
+    """Whether a server that is gone may be started again: one with checkpoints that did not give up.
+
+    Perhaps elsewhere, and it lets in others: until it has announced that, its workers are strangers to it.
+    """
+    if environment.checkpoint_seconds is None:
+        return False
+    return isinstance(lost, NotLetIn) or (
+        isinstance(lost, VanishedPeer) and lost.peer == SERVER and not lost.told
+    )
+
+
+def _abandon(environment: TaskEnvironment, emitter: Emitter, lost: LockstepError) -> None:
+    """End a process that computes for so long that it does not see that training ended; unless it may go on."""
+    if not _another_may_come(environment, lost):
+        abandon(emitter, lost)
+
+
+@dataclass(frozen=True)
+class _Worker:
+    """What a worker has before it trains, and keeps over all its connections."""
+
+    data: Data
+    model: FlatModel
+    wires: list[Wire]
+    training: Training
+    tests: Tensor
+    """Indices of the test samples that this worker tests after each epoch."""
+
+
+def _join(
+    environment: TaskEnvironment, servers: Sequence[Announced], emitter: Emitter, patience_seconds: float
+) -> ShardedConnection:
     sender = Sender(
         study=environment.study_id, experiment=environment.experiment_name, rank=environment.worker_rank
     )
-    if not environment.parameter_server_address:
-        raise TrainingFailed("PARAMETER_SERVER_ADDRESS is not set; expected the server's host:port")
+    with ExitStack() as joined:
+        # Where one of several refuses, the others must not take this worker for one of theirs.
+        connections = [
+            joined.enter_context(
+                Connection(
+                    server.address,
+                    sender,
+                    trust=server.trust,
+                    timeout_seconds=environment.experiment_timeout_seconds,
+                    abandon=partial(_abandon, environment, emitter),
+                    join_seconds=patience_seconds,
+                )
+            )
+            for server in servers
+        ]
+        joined.pop_all()
+    return ShardedConnection(connections)
+
+
+def _prepare(environment: TaskEnvironment, connection: ShardedConnection, emitter: Emitter) -> _Worker:
+    """Load data and model. Whatever fails, the server is told: it waits for all workers."""
+    rank, workers = environment.worker_rank, environment.total_workers_expected
     try:
-        data, model, device, sharding = _prepare(environment)
+        data = _load(environment)
+        images, device = images_of(environment.dataset, environment.model), choose_device()
+        model = FlatModel(build_model(environment.model, images, environment.seed).to(device))
+        sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
+        tests = share_of_tests(len(data.test), workers, rank)
+        parts = shard_slices(model.length, environment.shards)
+        wires = wires_for(environment, [part.stop - part.start for part in parts])
+        vectors = wires[0].vectors if len(wires) == 1 else None
+        training = Training(environment, sharding, data.train, model, vectors)
     except Exception as error:
-        # Whatever it is: nobody else would tell the server, which waits for all workers.
-        withdraw(environment.parameter_server_address, sender, reason_of(error))
+        connection.withdraw(reason_of(error))
         raise
-    rank = environment.worker_rank
-    share = share_of_tests(len(data.test), environment.total_workers_expected, rank)
     emitter.emit(
         TaskStarted,
         **host_facts(),
@@ -50,50 +139,34 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
         task_arn=TaskMetadata(os.environ).task_arn,
         parameters=model.length,
         train_samples=len(sharding.shard(rank, epoch=1)),
-        test_samples=len(share),
+        test_samples=len(tests),
     )
-    with Connection(
-        environment.parameter_server_address,
-        sender,
-        parameters=model.length,
-        steps=environment.epochs * sharding.steps_per_epoch,
-        timeout_seconds=environment.experiment_timeout_seconds,
-        abandon=partial(abandon, emitter),
-    ) as connection:
-        training = Training(environment, sharding, data.train, model, connection)
-        for epoch in range(1, environment.epochs + 1):
-            record = training.run_epoch(epoch)
-            record |= training.test(data.test, share)
-            emitter.emit(WorkerEpoch, **record)
-        tests_final = training.finish()
+    return _Worker(data, model, wires, training, tests)
+
+
+def _train(worker: _Worker, connection: ShardedConnection, emitter: Emitter) -> None:
+    """Train from where the server says to the end."""
+    training = worker.training
+    training.begin(connection, connection.ready(worker.wires, training.steps, training.next_step))
+    for record in training.epochs():
+        emitter.emit(WorkerEpoch, **record, **training.test(worker.data.test, worker.tests))
+    tests_final = training.finish()
+    transport, traffic = connection.transport, connection.traffic
+    connection.leave()
     # The parameters are here: the server need not wait while they are tested.
-    final = count_correct(model, data.test, torch.arange(len(data.test))) if tests_final else None
+    test = worker.data.test
+    final = count_correct(worker.model, test, torch.arange(len(test))) if tests_final else None
     emitter.emit(
         WorkerSummary,
         **training.totals(),
-        sent_bytes=connection.sent_bytes,
-        received_bytes=connection.received_bytes,
+        transport=transport,
+        sent_bytes=traffic.sent_bytes,
+        received_bytes=traffic.received_bytes,
+        repeated_pushes=connection.repeated_pushes,
+        injected_network_seconds=worker.wires[0].up.delayed_seconds + worker.wires[0].down.delayed_seconds,
         final_test_correct=final,
-        final_test_samples=len(data.test) if tests_final else None,
+        final_test_samples=len(test) if tests_final else None,
     )
-
-
-class _Prepared(NamedTuple):
-    """What a worker must have before it can join."""
-
-    data: Data
-    model: FlatModel
-    device: torch.device
-    sharding: Sharding
-
-
-def _prepare(environment: TaskEnvironment) -> _Prepared:
-    data = _load(environment)
-    images, device = images_of(environment.dataset, environment.model), choose_device()
-    model = FlatModel(build_model(environment.model, images, environment.seed).to(device))
-    workers = environment.total_workers_expected
-    sharding = Sharding(len(data.train), workers, environment.batch_size, environment.seed)
-    return _Prepared(data, model, device, sharding)
 
 
 def _load(environment: TaskEnvironment) -> Data:

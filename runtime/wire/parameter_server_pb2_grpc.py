@@ -39,35 +39,20 @@ class ParameterServerStub:
                 request_serializer=runtime_dot_wire_dot_parameter__server__pb2.JoinRequest.SerializeToString,
                 response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.JoinReply.FromString,
                 _registered_method=True)
-        self.Withdraw = channel.unary_unary(
-                '/lockstep.ParameterServer/Withdraw',
-                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
-                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
-                _registered_method=True)
         self.Attend = channel.unary_stream(
                 '/lockstep.ParameterServer/Attend',
                 request_serializer=runtime_dot_wire_dot_parameter__server__pb2.AttendRequest.SerializeToString,
                 response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Notice.FromString,
                 _registered_method=True)
-        self.Pull = channel.unary_unary(
-                '/lockstep.ParameterServer/Pull',
-                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.PullRequest.SerializeToString,
-                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Parameters.FromString,
+        self.Ready = channel.unary_unary(
+                '/lockstep.ParameterServer/Ready',
+                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.ReadyRequest.SerializeToString,
+                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.ReadyReply.FromString,
                 _registered_method=True)
-        self.PullChunks = channel.unary_stream(
-                '/lockstep.ParameterServer/PullChunks',
-                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.PullRequest.SerializeToString,
-                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.FromString,
-                _registered_method=True)
-        self.PushPull = channel.unary_unary(
-                '/lockstep.ParameterServer/PushPull',
-                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.Gradient.SerializeToString,
-                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Parameters.FromString,
-                _registered_method=True)
-        self.PushPullChunks = channel.stream_stream(
-                '/lockstep.ParameterServer/PushPullChunks',
-                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.SerializeToString,
-                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.FromString,
+        self.Withdraw = channel.unary_unary(
+                '/lockstep.ParameterServer/Withdraw',
+                request_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
+                response_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
                 _registered_method=True)
         self.Finish = channel.unary_unary(
                 '/lockstep.ParameterServer/Finish',
@@ -86,48 +71,25 @@ class ParameterServerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Withdraw(self, request, context):
-        """A worker that cannot take part says why, before or instead of joining: training ends for that reason.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def Attend(self, request, context):
-        """Open for as long as the worker lives: a heartbeat every few seconds; `started` once, when all workers
-        attend; `superseded` when the gradient that the worker computes cannot count any more; `ended` when training
-        ends early. Either side's loss closes it; a worker that is done closes it.
+        """Open for as long as the worker lives: a heartbeat every few seconds; `started` once all workers are ready;
+        `superseded` when the gradient that the worker computes cannot count any more; `ended` when training ends
+        early. Either side's loss closes it; a worker that is done closes it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Pull(self, request, context):
-        """The current parameters. Small models in one message …
+    def Ready(self, request, context):
+        """The worker has its data and its model. Training starts when all are ready.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PullChunks(self, request, context):
-        """… large ones in chunks.
+    def Withdraw(self, request, context):
+        """A worker that cannot take part says why: training ends for that reason.
         """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PushPull(self, request, context):
-        """Fused push and pull: hands over one gradient and answers the parameters to go on with. In sync mode the
-        answer is the next version, after the barrier; in async mode the version that this gradient made. Every step
-        is pushed, also where the worker knows that its gradient will be dropped: steps are counted by their pushes.
-        A step that is pushed again is not applied again; it is answered the parameters of the moment.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def PushPullChunks(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -147,35 +109,20 @@ def add_ParameterServerServicer_to_server(servicer, server):
                     request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.JoinRequest.FromString,
                     response_serializer=runtime_dot_wire_dot_parameter__server__pb2.JoinReply.SerializeToString,
             ),
-            'Withdraw': grpc.unary_unary_rpc_method_handler(
-                    servicer.Withdraw,
-                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.FromString,
-                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.SerializeToString,
-            ),
             'Attend': grpc.unary_stream_rpc_method_handler(
                     servicer.Attend,
                     request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.AttendRequest.FromString,
                     response_serializer=runtime_dot_wire_dot_parameter__server__pb2.Notice.SerializeToString,
             ),
-            'Pull': grpc.unary_unary_rpc_method_handler(
-                    servicer.Pull,
-                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.PullRequest.FromString,
-                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.Parameters.SerializeToString,
+            'Ready': grpc.unary_unary_rpc_method_handler(
+                    servicer.Ready,
+                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.ReadyRequest.FromString,
+                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.ReadyReply.SerializeToString,
             ),
-            'PullChunks': grpc.unary_stream_rpc_method_handler(
-                    servicer.PullChunks,
-                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.PullRequest.FromString,
-                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.SerializeToString,
-            ),
-            'PushPull': grpc.unary_unary_rpc_method_handler(
-                    servicer.PushPull,
-                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Gradient.FromString,
-                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.Parameters.SerializeToString,
-            ),
-            'PushPullChunks': grpc.stream_stream_rpc_method_handler(
-                    servicer.PushPullChunks,
-                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.FromString,
-                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.Chunk.SerializeToString,
+            'Withdraw': grpc.unary_unary_rpc_method_handler(
+                    servicer.Withdraw,
+                    request_deserializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.FromString,
+                    response_serializer=runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.SerializeToString,
             ),
             'Finish': grpc.unary_unary_rpc_method_handler(
                     servicer.Finish,
@@ -221,33 +168,6 @@ class ParameterServer:
             _registered_method=True)
 
     @staticmethod
-    def Withdraw(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
-            target,
-            '/lockstep.ParameterServer/Withdraw',
-            runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
-            runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
     def Attend(request,
             target,
             options=(),
@@ -275,7 +195,7 @@ class ParameterServer:
             _registered_method=True)
 
     @staticmethod
-    def Pull(request,
+    def Ready(request,
             target,
             options=(),
             channel_credentials=None,
@@ -288,9 +208,9 @@ class ParameterServer:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/lockstep.ParameterServer/Pull',
-            runtime_dot_wire_dot_parameter__server__pb2.PullRequest.SerializeToString,
-            runtime_dot_wire_dot_parameter__server__pb2.Parameters.FromString,
+            '/lockstep.ParameterServer/Ready',
+            runtime_dot_wire_dot_parameter__server__pb2.ReadyRequest.SerializeToString,
+            runtime_dot_wire_dot_parameter__server__pb2.ReadyReply.FromString,
             options,
             channel_credentials,
             insecure,
@@ -302,34 +222,7 @@ class ParameterServer:
             _registered_method=True)
 
     @staticmethod
-    def PullChunks(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/lockstep.ParameterServer/PullChunks',
-            runtime_dot_wire_dot_parameter__server__pb2.PullRequest.SerializeToString,
-            runtime_dot_wire_dot_parameter__server__pb2.Chunk.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PushPull(request,
+    def Withdraw(request,
             target,
             options=(),
             channel_credentials=None,
@@ -342,36 +235,9 @@ class ParameterServer:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/lockstep.ParameterServer/PushPull',
-            runtime_dot_wire_dot_parameter__server__pb2.Gradient.SerializeToString,
-            runtime_dot_wire_dot_parameter__server__pb2.Parameters.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def PushPullChunks(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/lockstep.ParameterServer/PushPullChunks',
-            runtime_dot_wire_dot_parameter__server__pb2.Chunk.SerializeToString,
-            runtime_dot_wire_dot_parameter__server__pb2.Chunk.FromString,
+            '/lockstep.ParameterServer/Withdraw',
+            runtime_dot_wire_dot_parameter__server__pb2.WithdrawRequest.SerializeToString,
+            runtime_dot_wire_dot_parameter__server__pb2.WithdrawReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,0 +1,321 @@
+"""Add gradients and apply updates, block by block, as blocks arrive.
+
+Runs in the parameter server, called by many threads at once; knows nothing of workers' steps, policies or
+connections. An update is decided on as a whole; each of its blocks is applied as soon as all its gradients
+have that block there, whatever the other blocks wait for.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from contract.document import MAX_WORKERS
+from runtime.blocks import blocks_of
+from runtime.compensation import compensate
+from runtime.optimizer import Optimizer
+from runtime.parameters import memory_of
+
+OptimizerFactory = Callable[[Tensor], Optimizer]
+"""Makes the optimizer of one block, for its parameters."""
+
+
+class Update:
+    """Gradients that change the parameters together: one of each of `members`.
+
+    Until it is decided, members may join it. All attributes change under the lock of the server's state only.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self.members: set[int] = set()
+        """Ranks."""
+        self.decided = False
+        """No gradient is added to it any more."""
+        self.weight = 1.0
+        """What the mean of its gradients is multiplied by."""
+        self.learning_factor = 1.0
+        """What the learning rate is multiplied by."""
+        self._applied = bytearray(blocks)
+        self._followers: list[Callable[[int], None]] = []
+        self._lock = threading.Lock()
+
+    def follow(self, notify: Callable[[int], None]) -> None:
+        """Have `notify` called once with each block, as soon as this update has been applied to it."""
+        with self._lock:
+            for index, applied in enumerate(self._applied):
+                if applied:
+                    notify(index)
+            self._followers.append(notify)
+
+    def mark(self, index: int) -> None:
+        """A block has this update now."""
+        with self._lock:
+            if not self._applied[index]:
+                self._applied[index] = True
+                for notify in self._followers:
+                    notify(index)
+
+
+@dataclass(slots=True, eq=False)
+class _Partial:
+    """What has come of one block of an update."""
+
+    total: Tensor | None = None
+    """Sum of the gradients of `ranks`, but for the stale ones, and of `lost`."""
+    ranks: set[int] = field(default_factory=set)
+    lost: list[int] = field(default_factory=list)
+    """Those whose gradient is in the sum, but who were lost since; who comes back may be in it once more."""
+    stale: set[int] = field(default_factory=set)
+    """Those whose gradient this block had got before, from a server that was restarted."""
+    parked: dict[int, Tensor] = field(default_factory=dict)
+    """Gradients that came before their turn; those that took a spare block are in `spare`."""
+    spare: set[int] = field(default_factory=set)
+
+
+class _Block:
+    """A block of the parameters, and what is on its way into it."""
+
+    def __init__(self, parameters: Tensor, optimizer: Optimizer, workers: int) -> None:
+        self.parameters = parameters
+        self.memory = memory_of(parameters)
+        self.optimizer = optimizer
+        self.partials: dict[Update, _Partial] = {}
+        self.steps = [0] * workers
+        """Rank → the step whose gradient this block has not got yet."""
+        self.changed = threading.Condition(threading.Lock())
+        self.apply_seconds = self.lock_seconds = 0.0
+
+    def __enter__(self) -> None:
+        if not self.changed.acquire(blocking=False):
+            began = time.monotonic()
+            self.changed.acquire()
+            self.lock_seconds += time.monotonic() - began
+
+    def __exit__(self, *_: object) -> None:
+        self.changed.release()
+
+
+class Aggregator:
+    """The parameters and their optimizers, by block. Any thread may call any method."""
+
+    def __init__(
+        self,
+        parameters: Tensor,
+        optimizer: OptimizerFactory,
+        *,
+        workers: int,
+        in_rank_order: bool = False,
+        delay_compensation: float = 0.0,
+        held: Mapping[int, Tensor] | None = None,
+    ) -> None:
+        """`parameters`: flat fp32, changed in place.
+
+        `in_rank_order`: add gradients in the order of ranks, whoever comes first: floating-point sums depend on it.
+        `delay_compensation`: λ, 0 for none; `held`: rank → the parameters that the worker holds, for it.
+        """
+        self.blocks = blocks_of(parameters.numel())
+        self.parameters = parameters
+        self._blocks = [_Block(parameters[b], optimizer(parameters[b]), workers) for b in self.blocks]
+        self._in_rank_order = in_rank_order
+        self._delay_compensation = delay_compensation
+        self._held = held or {}
+        self.away: frozenset[int] = frozenset()
+        """Ranks that push no more, for now or for good: nobody's turn waits for theirs. Then, `settle`."""
+        self._stopped = False
+        # What waits for its turn may take as much memory as the parameters: more would grow with the workers.
+        self._spare = threading.Semaphore(max(len(self.blocks), MAX_WORKERS))
+
+    def add(
+        self, update: Update, rank: int, step: int, index: int, gradient: Tensor, *, lasting: bool = False
+    ) -> bool:
+        """Add one block of a member's gradient; apply the block if it was the last that the update waited for.
+
+        Waits where the gradient's turn has not come and there is no room to keep it: this is what holds a sender
+        back. Who is no member any more was lost: nothing is added. Returns whether `gradient` was kept: the caller
+        must not write to it any more. `lasting`: it may be kept for nothing, for it will not change before its
+        worker is answered.
+        """
+        block = self._blocks[index]
+        with block:
+            if rank not in update.members:
+                return False
+            partial = block.partials.setdefault(update, _Partial())
+            if step < block.steps[rank]:
+                partial.stale.add(rank)
+                partial.ranks.add(rank)
+                self._settle(index, block, update)
+                return False
+            alone = update.decided and update.members == {rank}
+            if alone and partial.total is None and not partial.parked:
+                del block.partials[update]
+                block.steps[rank] = step + 1
+                self._apply(index, block, update, gradient, rank=rank, scale=update.weight)
+                return False
+            kept = self._wait_for_turn(block, update, rank, gradient, lasting=lasting)
+            if rank not in update.members:
+                return kept
+            block.steps[rank] = step + 1
+            if not kept:
+                self._sum(partial, rank, gradient)
+            self._settle(index, block, update)
+            return kept
+
+    @contextmanager
+    def reading(self, index: int) -> Iterator[memoryview]:
+        """The bytes of a block of the parameters, which is not updated meanwhile."""
+        block = self._blocks[index]
+        with block:
+            yield block.memory
+
+    def settle(self, update: Update) -> None:
+        """Apply whatever an update does not wait for any more, since it was decided on or lost a member."""
+        for index, block in enumerate(self._blocks):
+            with block:
+                self._settle(index, block, update)
+
+    def lose(self, update: Update, rank: int) -> None:
+        """The rest of a member's gradient will not come. What was added stays, and nothing waits for more."""
+        update.members.discard(rank)
+        for index, block in enumerate(self._blocks):
+            with block:
+                if (partial := block.partials.get(update)) is not None:
+                    self._forget(block, partial, rank)
+                self._settle(index, block, update)
+
+    def read(self, index: int, out: Tensor) -> None:
+        """Copy a block of the parameters to `out`, as they are between two updates."""
+        block = self._blocks[index]
+        with block:
+            out.copy_(block.parameters)
+
+    def stop(self) -> None:
+        """Let go whoever waits for a turn: it will not come."""
+        self._stopped = True
+        for block in self._blocks:
+            with block:
+                block.changed.notify_all()
+
+    @property
+    def apply_seconds(self) -> float:
+        """Time spent adding compensation and in the optimizers."""
+        return sum(block.apply_seconds for block in self._blocks)
+
+    @property
+    def lock_seconds(self) -> float:
+        """Time that threads waited for the locks of blocks."""
+        return sum(block.lock_seconds for block in self._blocks)
+
+    def snapshot(self) -> tuple[Tensor, list[list[int]], list[dict[str, Tensor]]]:
+        """Parameters, steps by block and rank, and states of the optimizers: each block as it was at one moment.
+
+        A gradient that waits in a block for others has not changed it yet: its step is not among those it got.
+        """
+        parameters, steps, states = torch.empty_like(self.parameters), [], []
+        for block, part in zip(self._blocks, self.blocks, strict=True):
+            with block:
+                parameters[part] = block.parameters
+                steps.append(self._applied_steps(block))
+                states.append(block.optimizer.state())
+        return parameters, steps, states
+
+    def restore(
+        self, parameters: Tensor, steps: Sequence[Sequence[int]], states: Sequence[Mapping[str, Tensor]]
+    ) -> None:
+        """Go on from a snapshot."""
+        self.parameters.copy_(parameters)
+        for block, block_steps, state in zip(self._blocks, steps, states, strict=True):
+            block.steps = list(block_steps)
+            block.optimizer.restore(state)
+
+    # The block's lock is held below.
+
+    def _wait_for_turn(
+        self, block: _Block, update: Update, rank: int, gradient: Tensor, *, lasting: bool
+    ) -> bool:
+        """Return False once it is this rank's turn, or never will be; True where the gradient is kept until then."""
+        partial = block.partials[update]
+        while rank in update.members and not self._is_turn(update, partial, rank) and not self._stopped:
+            if lasting or self._spare.acquire(blocking=False):
+                partial.parked[rank] = gradient
+                if not lasting:
+                    partial.spare.add(rank)
+                return True
+            block.changed.wait()
+        return False
+
+    def _is_turn(self, update: Update, partial: _Partial, rank: int) -> bool:
+        if not self._in_rank_order:
+            return True
+        # Who is back may not have been when this update was decided on.
+        apart = self.away if not update.decided else self.away | (set(range(rank)) - update.members)
+        return all(other in partial.ranks or other in apart for other in range(rank))
+
+    def _sum(self, partial: _Partial, rank: int, gradient: Tensor) -> None:
+        if partial.total is None:
+            partial.total = gradient.clone()
+        else:
+            partial.total.add_(gradient)
+        partial.ranks.add(rank)
+
+    def _unpark(self, partial: _Partial, rank: int) -> Tensor:
+        if rank in partial.spare:
+            partial.spare.discard(rank)
+            self._spare.release()
+        return partial.parked.pop(rank)
+
+    def _forget(self, block: _Block, partial: _Partial, rank: int) -> None:
+        """A lost worker may come back, and push the same step again: to this block too if it was not added yet."""
+        if rank in partial.parked:
+            self._unpark(partial, rank)
+            block.steps[rank] -= 1
+        if rank in partial.ranks - partial.stale:
+            partial.lost.append(rank)
+        partial.ranks.discard(rank)
+        partial.stale.discard(rank)
+
+    def _applied_steps(self, block: _Block) -> list[int]:
+        steps = list(block.steps)
+        for partial in block.partials.values():
+            for rank in [*(partial.ranks - partial.stale), *partial.parked, *partial.lost]:
+                steps[rank] -= 1
+        return steps
+
+    def _settle(self, index: int, block: _Block, update: Update) -> None:
+        """Add what has its turn now; apply the block if all is there."""
+        partial = block.partials.get(update)
+        if partial is None:
+            if update.decided and not update.members:
+                update.mark(index)
+            return
+        for rank in sorted(partial.parked):
+            if not self._is_turn(update, partial, rank):
+                break
+            self._sum(partial, rank, self._unpark(partial, rank))
+        block.changed.notify_all()
+        if not update.decided or not update.members <= partial.ranks:
+            return
+        del block.partials[update]
+        if partial.total is None:
+            update.mark(index)
+            return
+        scale = update.weight / (len(partial.ranks - partial.stale) + len(partial.lost))
+        rank = min(partial.ranks, default=0)
+        self._apply(index, block, update, partial.total, rank=rank, scale=scale)
+
+    def _apply(
+        self, index: int, block: _Block, update: Update, gradient: Tensor, *, rank: int, scale: float
+    ) -> None:
+        """`rank`: whose gradient it is, if it is that of one."""
+        began = time.monotonic()
+        if scale != 1.0:
+            gradient = gradient * scale
+        if self._delay_compensation:
+            held = self._held[rank][self.blocks[index]]
+            gradient = compensate(gradient, block.parameters, held, self._delay_compensation)
+        block.optimizer.step(gradient, update.learning_factor)
+        block.apply_seconds += time.monotonic() - began
+        update.mark(index)

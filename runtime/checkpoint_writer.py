@@ -1,0 +1,88 @@
+"""A thread that writes a checkpoint every so often.
+
+Runs in the server; knows nothing of what a checkpoint holds or where it goes.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final
+
+from contract.errors import TrainingFailed
+from runtime.checkpoint import Checkpoint
+from runtime.checkpoint_store import CheckpointFailed, CheckpointStore
+
+PATIENCE_SECONDS: Final = 20.0
+"""How long a stop waits for the last checkpoint: less than the 30 s between a task's SIGTERM and its SIGKILL."""
+
+
+class CheckpointWriter:
+    """Writes the first checkpoint at once, then one every interval, one at a time, until it is stopped.
+
+    A place that takes no checkpoint is known in the first second, and ends the training: it was asked for more
+    safety than it has. Once one was written a failure is only told: training goes on, and so do the attempts.
+    """
+
+    def __init__(
+        self,
+        store: CheckpointStore,
+        take: Callable[[], Checkpoint],
+        interval_seconds: float,
+        *,
+        warn: Callable[[str], None],
+        give_up: Callable[[TrainingFailed], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Start the thread; it is a daemon.
+
+        `take`: a copy of the present state; `interval_seconds`: from the start of one checkpoint to the start of
+        the next, or as long as it takes; `warn` and `give_up` are called in the thread; after `give_up` it ends.
+        """
+        self._store = store
+        self._take = take
+        self._interval = interval_seconds
+        self._warn = warn
+        self._give_up = give_up
+        self._clock = clock
+        self._stopping = threading.Event()
+        self._final = False
+        self.written = 0
+        self.seconds = 0.0
+        """Spent on those written, from taking to written."""
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, final: bool, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Write no more, but for one last checkpoint if `final`; wait at most `patience_seconds` for it."""
+        self._final = final
+        self._stopping.set()
+        self._thread.join(patience_seconds)
+        if self._thread.is_alive():
+            self._warn(f"a checkpoint is not yet written {patience_seconds:.0f} s after training ended")
+
+    def _run(self) -> None:
+        try:
+            wait_seconds = 0.0
+            while not self._stopping.wait(wait_seconds):
+                began = self._clock()
+                self._write()
+                wait_seconds = max(began + self._interval - self._clock(), 0)
+            if self._final:
+                self._write()
+        except TrainingFailed as error:
+            self._give_up(error)
+        except Exception as error:  # noqa: BLE001 - nobody would hear of a thread that is gone
+            self._give_up(TrainingFailed(f"no checkpoint could be taken: {type(error).__name__}: {error}"))
+
+    def _write(self) -> None:
+        """Write one checkpoint, or tell why not. Raises CheckpointFailed if there never was one."""
+        began = self._clock()
+        try:
+            self._store.save(self._take())
+        except CheckpointFailed as error:
+            if not self.written:
+                raise
+            self._warn(str(error))
+        else:
+            self.written += 1
+            self.seconds += self._clock() - began

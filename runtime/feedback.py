@@ -1,0 +1,87 @@
+"""What makes good for the loss of compression: feedback for gradients, replicas for parameters.
+
+Pure; runs on both sides. Knows nothing of connections.
+"""
+
+import torch
+from torch import Tensor
+
+from runtime.compression import Codec, PayloadRefused
+
+
+class ErrorFeedback:
+    """What an encoding left out of a vector is added to what is sent next: in the end, all of it is sent.
+
+    corrected = values + residual; sent = decoded(encoded(corrected)); residual = corrected - sent.
+    Sources: Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (arXiv:1901.09847).
+    """
+
+    def __init__(self, length: int, codec: Codec) -> None:
+        """Of a vector of `length` elements; `none` leaves nothing out and keeps nothing."""
+        self._codec = codec
+        self.residual = torch.zeros(0 if codec.name == "none" else length)
+
+    def encode(self, block: slice, values: Tensor) -> memoryview:
+        """The payload of the values (unchanged) of a block of the vector.
+
+        What must be sent again is the same payload: encoding anew would count the first one as received.
+        Values that are not finite are sent to be refused; the residual then stays what it was.
+        """
+        if self._codec.name == "none":
+            return self._codec.encode(values)
+        residual = self.residual[block]
+        corrected = residual + values
+        payload = self._codec.encode(corrected)
+        sent = _as_received(self._codec, payload, len(corrected))
+        if sent is not None:
+            torch.sub(corrected, sent, out=residual)
+        return payload
+
+    def reset(self) -> None:
+        """Forget what was left out."""
+        self.residual.zero_()
+
+
+class Replica:
+    """What the receiver of a vector holds: it is sent the difference to that, and both add what it decodes.
+
+    Both copies stay the same, bit for bit. What an encoding left out is in the next difference by itself.
+    """
+
+    def __init__(self, held: Tensor, codec: Codec) -> None:
+        """`held`: flat, fp32; changed in place, also by who knows that the receiver got something else."""
+        self._codec = codec
+        self.held = held
+
+    def difference(self, block: slice, current: Tensor) -> memoryview:
+        """The payload that takes the receiver towards the current values (unchanged) of a block of the vector.
+
+        It must get there. Values that are not finite are sent to be refused.
+        """
+        held = self.held[block]
+        difference = current - held
+        payload = self._codec.encode(difference)
+        sent = _as_received(self._codec, payload, len(difference))
+        if sent is not None:
+            held.add_(sent)
+        return payload
+
+
+def apply_difference(codec: Codec, payload: memoryview, held: Tensor, scratch: Tensor) -> None:
+    """Add the difference that came to what the receiver holds of a block. Raises PayloadRefused before it does.
+
+    `scratch`: flat, fp32, at least as long as the block; overwritten.
+    """
+    decoded = scratch[: len(held)]
+    codec.decode(payload, decoded)
+    held.add_(decoded)
+
+
+def _as_received(codec: Codec, payload: memoryview, length: int) -> Tensor | None:
+    """What the receiver will decode, or None if it will refuse."""
+    out = torch.empty(length)
+    try:
+        codec.decode(payload, out)
+    except PayloadRefused:
+        return None
+    return out

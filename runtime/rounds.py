@@ -1,0 +1,194 @@
+"""Pushes from their first block to their answer: which gradients make an update, and who may go on.
+
+Runs in the parameter server, under the lock of its state; knows nothing of who is there or how training ends.
+"""
+
+from collections.abc import Callable
+
+from runtime.accounting import Accounting
+from runtime.aggregation import Aggregator, Update
+from runtime.exchange import Ready, Ticket
+from runtime.membership import InvalidMessage, Member, Membership
+from runtime.policy import Policy, Push, Verdict
+from runtime.schedule import Schedule
+
+
+class Rounds:
+    """What the policy decided so far, and what it has yet to decide on."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        aggregator: Aggregator,
+        membership: Membership,
+        accounting: Accounting,
+        *,
+        schedule: Schedule | None,
+        clock: Callable[[], float],
+        notify: Callable[[], None],
+    ) -> None:
+        """`notify` is called when a worker's gradients have been superseded."""
+        self.version = 0
+        """Number of updates that were decided on so far."""
+        self.consumed = 0
+        """Gradients that made updates, or were dropped."""
+        self.superseded: dict[int, int] = {}
+        """Rank → the version below which its gradients will be dropped."""
+        self._policy = policy
+        self._aggregator = aggregator
+        self._membership = membership
+        self._accounting = accounting
+        self._schedule = schedule
+        self._clock = clock
+        self._notify = notify
+        self._collecting = self._new_update()
+        self._latest: Update | None = None
+        self._tickets: dict[int, Ticket] = {}
+        self._waiting: dict[int, Ticket] = {}
+
+    @property
+    def undecided(self) -> dict[int, int]:
+        """Rank → the step whose gradient is held, and part of no update yet."""
+        return {
+            rank: ticket.step for rank, ticket in self._waiting.items() if ticket.update is self._collecting
+        }
+
+    def pull(self, rank: int, ready: Ready) -> Ticket:
+        """A ticket that is answered, all of whose blocks may leave."""
+        return self._answered(Ticket(rank, -1, self.version, ready))
+
+    def begin(self, member: Member, step: int, version: int, ready: Ready) -> Ticket:
+        """A push begins, or begins again. Raises Rejection where it is not this worker's next one."""
+        member.check_push(step, version, self.version)
+        present = self._tickets.get(member.rank)
+        if present is not None and present.step == step:
+            self._accounting.repeat()
+            self._renew(present, ready)
+            return present
+        ticket = Ticket(member.rank, step, version, ready)
+        if present is not None and step > present.step and not self._is_over(present):
+            raise InvalidMessage(f"{member.name}: step {step} begins before step {present.step} was answered")
+        if member.is_repeat(step):
+            self._accounting.repeat()
+            ticket.next_block = len(self._aggregator.blocks)
+            return self._answered(ticket)
+        self._tickets[member.rank] = ticket
+        return ticket
+
+    def admit(self, ticket: Ticket) -> None:
+        """The first block of a gradient is there: let the policy decide."""
+        self._membership.member(ticket.rank).pushed = ticket.step + 1
+        self._waiting[ticket.rank] = ticket
+        verdict = self._policy.push(Push(ticket.rank, ticket.step, ticket.version), self.version)
+        if ticket.rank not in verdict.dropped:
+            ticket.update = self._collecting
+            ticket.update.members.add(ticket.rank)
+        self._carry_out(verdict)
+
+    def enter(self, member: Member) -> None:
+        """A worker will push, `member.pushed` next."""
+        if not member.pushed_all:
+            self._aggregator.away -= {member.rank}
+            self._policy.enter(member.rank, member.pushed)
+
+    def leave(self, rank: int) -> None:
+        """A worker pushes no more: nobody waits for it."""
+        before = self._latest
+        self._aggregator.away |= {rank}
+        self._carry_out(self._policy.leave(rank))
+        if self._latest is not before and self._latest is not None:
+            self._aggregator.settle(self._latest)
+        self._aggregator.settle(self._collecting)
+
+    def lose(self, rank: int) -> None:
+        """A worker is gone. What its gradient has reached stays; nothing waits for the rest of it."""
+        self._waiting.pop(rank, None)
+        ticket = self._tickets.pop(rank, None)
+        if ticket is not None:
+            ticket.void = True
+            ticket.ready.put(None)
+            if ticket.update is not None:
+                self._aggregator.lose(ticket.update, rank)
+        self.leave(rank)
+
+    def stop(self) -> None:
+        """Training is over: let go whoever waits for an answer, or for a turn."""
+        for ticket in self._tickets.values():
+            ticket.ready.put(None)
+        self._aggregator.stop()
+
+    def _carry_out(self, verdict: Verdict) -> None:
+        if verdict.update:
+            self._decide(verdict)
+        self.consumed += len(verdict.update) + len(verdict.dropped)
+        for rank in verdict.cancelled:
+            self.superseded[rank] = self.version
+        if verdict.cancelled:
+            self._notify()
+        for rank in sorted(verdict.release):
+            self._release(self._waiting.pop(rank), dropped=rank in verdict.dropped)
+        for rank in sorted(verdict.release):
+            if self._membership.member(rank).pushed_all:
+                self.leave(rank)
+
+    def _decide(self, verdict: Verdict) -> None:
+        """No more gradients are added to the update that was collected; a new one begins."""
+        update, self._collecting = self._collecting, self._new_update()
+        if update.members != verdict.update:
+            raise AssertionError(f"the policy decides on {verdict.update}, collected are {update.members}")
+        update.weight, update.learning_factor = verdict.weight, self._learning_factor(len(verdict.update))
+        update.decided = True
+        self._latest = update
+        stalenesses = [self.version - self._waiting[rank].version for rank in verdict.update]
+        self.version += 1
+        self._accounting.update(self._clock(), stalenesses)
+        # From the next gradient on: the first ones began on version 0, all at once, and are younger than the law.
+        self._accounting.all_training = self._membership.all_training
+
+    def _release(self, ticket: Ticket, *, dropped: bool) -> None:
+        """The worker may go on, block by block, with what its gradient has become part of."""
+        ticket.released_at, ticket.released_version, ticket.dropped = self._clock(), self.version, dropped
+        if dropped:
+            self._accounting.drop()
+        if ticket.answer is not None:
+            self._accounting.wait(ticket.answer.waited_seconds)
+        self._follow(ticket)
+
+    def _renew(self, ticket: Ticket, ready: Ready) -> None:
+        """The answer goes elsewhere: begin again with its blocks."""
+        ticket.ready.put(None)
+        ticket.ready = ready
+        if ticket.released_at is not None:
+            self._follow(ticket)
+
+    def _answered(self, ticket: Ticket) -> Ticket:
+        """A ticket that waits for nothing."""
+        ticket.received_at = ticket.released_at = self._clock()
+        ticket.released_version = self.version
+        self._follow(ticket)
+        return ticket
+
+    def _follow(self, ticket: Ticket) -> None:
+        """Each block may leave once it has the update that the ticket's gradient is part of, or else the latest."""
+        update = ticket.update or self._latest
+        if update is not None:
+            update.follow(ticket.ready.put)
+            return
+        for index in range(len(self._aggregator.blocks)):
+            ticket.ready.put(index)
+
+    def _is_over(self, ticket: Ticket) -> bool:
+        """All of it was taken, and its worker may go on."""
+        return ticket.released_at is not None and ticket.next_block == len(self._aggregator.blocks)
+
+    def _new_update(self) -> Update:
+        return Update(len(self._aggregator.blocks))
+
+    def _learning_factor(self, gradients: int) -> float:
+        """What the learning rate of an update of so many gradients is multiplied by."""
+        if self._schedule is None:
+            return 1.0
+        epochs_per_gradient = self._schedule.epochs / self._membership.total_steps
+        return self._schedule.factor(
+            self.consumed * epochs_per_gradient, (self.consumed + gradients) * epochs_per_gradient
+        )
