@@ -11,10 +11,11 @@ from cdk import EMBEDDED_CLOUD
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
-from cdk.storage import Storage
+from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
+from contract import table as keys
 from contract.results import DATASETS, STUDIES
 
 
@@ -23,10 +24,16 @@ class LockstepStack(cdk.Stack):
 
     def __init__(self, scope: Construct, construct_id: str, **kwargs: Any) -> None:
         super().__init__(scope, construct_id, **kwargs)
-        self.functions = Functions(self, "Functions", on_aws=self._on_aws())
-        self.network = Network(self, "Network")
+        self._on_aws = self._condition()
+        self.functions = Functions(self, "Functions", on_aws=self._on_aws)
+        self.network = Network(self, "Network", on_aws=self._on_aws)
         self.storage = Storage(self, "Storage")
-        self.training = Training(self, "Training", vpc=self.network.vpc)
+        self.training = Training(
+            self,
+            "Training",
+            vpc=self.network.vpc,
+            checkpoint_location=self.storage.checkpoint_location,
+        )
         plan, judge, reconcile, publish = self._state_functions()
         self.workflow = Workflow(
             self,
@@ -44,11 +51,12 @@ class LockstepStack(cdk.Stack):
         )
         self._add_ingestion()
         self._add_sweeper()
-        self._let_server_answer()
+        self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
+        self._let_servers_keep_checkpoints()
         self._add_outputs()
 
-    def _on_aws(self) -> cdk.CfnCondition:
+    def _condition(self) -> cdk.CfnCondition:
         parameter = cdk.CfnParameter(
             self,
             EMBEDDED_CLOUD,
@@ -80,7 +88,9 @@ class LockstepStack(cdk.Stack):
         reconcile = self.functions.function(
             "reconcile_metrics",
             description="Account for every metric record of a study",
-            environment=self._environment(LOG_GROUP_NAME=log_group.log_group_name),
+            environment=self._environment(
+                LOG_GROUP_NAME=log_group.log_group_name, PATIENCE_SECONDS=self._delivery_patience()
+            ),
             timeout_seconds=600,
             memory_mib=512,
         )
@@ -111,6 +121,10 @@ class LockstepStack(cdk.Stack):
         )
         return [plan, judge, reconcile, publish]
 
+    def _delivery_patience(self) -> str:
+        """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""
+        return cdk.Token.as_string(cdk.Fn.condition_if(self._on_aws.logical_id, "180", "10"))
+
     def _add_ingestion(self) -> None:
         ingest = self.functions.function(
             "ingest_metrics",
@@ -137,17 +151,47 @@ class LockstepStack(cdk.Stack):
         state_machine.grant_execution(sweep, "states:DescribeExecution")
         Watching(self, "Watching", state_machine=state_machine, sweep_function=sweep)
 
-    def _let_server_answer(self) -> None:
-        """The server reads the task token of its rendezvous row, and answers it."""
-        server = self.training.server.task_role
-        self.storage.table.grant(server, "dynamodb:GetItem")
-        self.workflow.state_machine.grant_task_response(server)
+    def _let_server_and_workers_meet(self) -> None:
+        """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
+        server, worker = self.training.server.task_role, self.training.worker.task_role
+        announcements = keys.server_partition("*", "*")
+        self._grant_rows(server, "dynamodb:GetItem", keys.study_partition("*"))
+        self._grant_rows(server, "dynamodb:PutItem", announcements)
+        self._grant_rows(worker, "dynamodb:GetItem", announcements)
+        self.workflow.state_machine.grant(server, "states:SendTaskSuccess", "states:SendTaskFailure")
+
+    def _grant_rows(self, role: iam.IRole, action: str, partitions: str) -> None:
+        """`action` on the rows of the partitions that a pattern names, and on no other of the table."""
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=[action],
+                resources=[self.storage.table.table_arn],
+                conditions={"ForAllValues:StringLike": {"dynamodb:LeadingKeys": [partitions]}},
+            )
+        )
 
     def _let_workers_read_datasets(self) -> None:
         """Workers read the data sets that users put beside their studies."""
         self.training.worker.task_role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=["s3:GetObject"], resources=[self.storage.bucket.arn_for_objects(f"{DATASETS}/*")]
+            )
+        )
+
+    def _let_servers_keep_checkpoints(self) -> None:
+        """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
+        server, bucket = self.training.server.task_role, self.storage.bucket
+        server.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:ListBucket"],
+                resources=[bucket.bucket_arn],
+                conditions={"StringLike": {"s3:prefix": [f"{CHECKPOINTS}/*"]}},
+            )
+        )
+        server.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
+                resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")],
             )
         )
 

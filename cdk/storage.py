@@ -1,11 +1,19 @@
 """Storage: the one table of studies and metrics, and the bucket that reports are read from."""
 
+from typing import Final
+
 import aws_cdk as cdk
 from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
+
+CHECKPOINTS: Final = "checkpoints"
+"""The prefix of the bucket that servers keep checkpoints under."""
+
+CHECKPOINT_DAYS = 7
+"""Nobody goes on from an older one: no experiment lasts longer than a day."""
 
 
 class Storage(Construct):
@@ -31,5 +39,13 @@ class Storage(Construct):
             encryption=s3.BucketEncryption.S3_MANAGED,
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             enforce_ssl=True,
+            lifecycle_rules=[
+                s3.LifecycleRule(prefix=f"{CHECKPOINTS}/", expiration=cdk.Duration.days(CHECKPOINT_DAYS))
+            ],
             removal_policy=cdk.RemovalPolicy.RETAIN,
         )
+
+    @property
+    def checkpoint_location(self) -> str:
+        """Where servers keep checkpoints whose study does not say where."""
+        return f"s3://{self.bucket.bucket_name}/{CHECKPOINTS}"

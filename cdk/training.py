@@ -1,9 +1,11 @@
 """Training: the cluster and the two task definitions, server and worker, of the one image.
 
-Sizes and settings come with each RunTask as overrides; no task definition changes from study to study.
+Sizes and settings come with each RunTask as overrides, which go before what a task definition says; no task
+definition changes from study to study.
 """
 
 import re
+from collections.abc import Mapping
 
 import aws_cdk as cdk
 from aws_cdk import aws_ec2 as ec2
@@ -26,7 +28,9 @@ ECR_IMAGE = re.compile(
 class Training(Construct):
     """Cluster, log group of the tasks, and their task definitions."""
 
-    def __init__(self, scope: Construct, construct_id: str, *, vpc: ec2.IVpc) -> None:
+    def __init__(
+        self, scope: Construct, construct_id: str, *, vpc: ec2.IVpc, checkpoint_location: str
+    ) -> None:
         super().__init__(scope, construct_id)
         self.cluster = ecs.Cluster(
             self,
@@ -47,8 +51,8 @@ class Training(Construct):
             assumed_by=iam.ServicePrincipal("ecs-tasks.amazonaws.com"),
             description="ECS itself: pull the image, open log streams",
         )
-        self.server = self._task_definition("server")
-        self.worker = self._task_definition("worker")
+        self.server = self._task_definition("server", {"CHECKPOINT_LOCATION": checkpoint_location})
+        self.worker = self._task_definition("worker", {})
 
     @property
     def task_definitions(self) -> list[ecs.FargateTaskDefinition]:
@@ -88,7 +92,7 @@ class Training(Construct):
         )
         return ecs.ContainerImage.from_ecr_repository(repository, in_ecr["tag"])
 
-    def _task_definition(self, role: str) -> ecs.FargateTaskDefinition:
+    def _task_definition(self, role: str, environment: Mapping[str, str]) -> ecs.FargateTaskDefinition:
         definition = ecs.FargateTaskDefinition(
             self,
             role.capitalize(),
@@ -105,6 +109,7 @@ class Training(Construct):
             container_name=role,
             image=self._image,
             command=[role],
+            environment=dict(environment),
             essential=True,
             logging=ecs.LogDrivers.aws_logs(
                 stream_prefix="lockstep",

@@ -42,7 +42,7 @@ class ReconcileEnvironment(TableEnvironment):
     """Of reconcile_metrics."""
 
     log_group_name: str
-    patience_seconds: float = 180
+    patience_seconds: float
     """How long rows may take to arrive through the subscription before the log streams are read."""
 
 

@@ -198,7 +198,7 @@ class ExperimentTable:
     def records(
         self, study_id: str, experiment: str, *, emitter: tuple[str, int] | None = None
     ) -> list[MetricRecord]:
-        """Metric records of one experiment by emitter and sequence number; of one (role, rank) where given."""
+        """Metric records of one experiment by emitter, in the order of emission; of one (role, rank) where given."""
         prefix = keys.emitter_prefix(*emitter) if emitter else keys.METRIC_PREFIX
         rows = self._query(keys.metrics_partition(study_id, experiment), prefix)
         return [from_mapping(_record_fields(row)) for row in rows]

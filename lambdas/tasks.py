@@ -108,7 +108,7 @@ def _task(description: "TaskTypeDef") -> Task:
         ended=description.get("lastStatus") == "STOPPED",
         outcome=TaskOutcome(
             role=container.get("name", ""),
-            rank=int(environment.get("WORKER_RANK", "0")),
+            rank=int(environment.get("WORKER_RANK", environment.get("SHARD_INDEX", "0"))),
             task_arn=description["taskArn"],
             exit_code=container.get("exitCode"),
             stop_code=description.get("stopCode", ""),

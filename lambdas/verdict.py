@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from pydantic import BaseModel, ConfigDict
 
-from contract.metrics import MetricRecord, TaskFailed
+from contract.metrics import MetricRecord, ServerSummary, TaskFailed
 from contract.plan import Experiment
 from contract.table import Status
 
@@ -51,7 +51,7 @@ class TaskOutcome(BaseModel):
 
 @dataclass(frozen=True)
 class Verdict:
-    """A status and, where it is not COMPLETED, the cause."""
+    """A status and its cause; of a COMPLETED experiment, which workers were lost on the way, if any."""
 
     status: Status
     cause: str = ""
@@ -78,11 +78,15 @@ def judge(
 ) -> Verdict:
     """COMPLETED where every planned task ended with exit code 0, else FAILED with the root cause first.
 
+    An experiment that may go on without workers is COMPLETED where its server and one worker finished.
+
     `error` is what the state machine caught, if anything; it tells of tasks that ECS never accepted. ECS forgets
     an ended task after an hour: one without an outcome ended well where its summary is among the records.
     """
-    records = list(records)
+    records = sorted(records, key=lambda record: record.attempt)
     said: _Said = {(r.role, r.rank): r for r in records if isinstance(r, TaskFailed)}
+    if (lost := went_on_without(experiment, outcomes, records)) is not None:
+        return Verdict(Status.COMPLETED, _losses(lost, outcomes, said, records))
     failed = sorted(
         (outcome for outcome in outcomes if not outcome.succeeded),
         key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
@@ -94,11 +98,8 @@ def judge(
     if error:
         return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
     if failed:
-        return Verdict(Status.FAILED, f"{failed[0].label} was stopped: {failed[0].stopped_reason}")
-    started = {(o.role, o.rank) for o in outcomes} | {
-        (r.role, r.rank) for r in records if r.kind in SUMMARIES
-    }
-    there = emitters_of(experiment) & started
+        return Verdict(Status.FAILED, f"{failed[0].label} {_reason(failed[0], said)}")
+    there = emitters_of(experiment) & ({(o.role, o.rank) for o in outcomes} | summarized(records))
     if len(there) != experiment.task_count:
         return Verdict(
             Status.FAILED,
@@ -109,12 +110,56 @@ def judge(
 
 def emitters_of(experiment: Experiment) -> set[Emitter]:
     """The tasks that an experiment consists of."""
-    return {("server", 0), *(("worker", rank) for rank in range(experiment.workers))}
+    servers = {("server", shard) for shard in range(experiment.shards)}
+    return servers | {("worker", rank) for rank in range(experiment.workers)}
 
 
 def names_of(emitters: Iterable[Emitter]) -> str:
-    """What the report calls them: "server, worker 0, worker 2"."""
-    return ", ".join("server" if role == "server" else f"worker {rank}" for role, rank in sorted(emitters))
+    """What the report calls them: "server, worker 0, worker 2"; of several servers, "server shard 1"."""
+    return ", ".join(_name(role, rank) for role, rank in sorted(emitters))
+
+
+def summarized(records: Iterable[MetricRecord]) -> set[Emitter]:
+    """The tasks that did all they had to do, as they say themselves."""
+    return {(record.role, record.rank) for record in records if record.kind in SUMMARIES}
+
+
+def went_on_without(
+    experiment: Experiment, outcomes: Iterable[TaskOutcome], records: Iterable[MetricRecord]
+) -> set[Emitter] | None:
+    """The workers that an experiment went on without to its end; None where it did not, or must not.
+
+    A task that ended badly and was started again counts as what became of it in the end.
+    """
+    if experiment.on_worker_loss == "fail":
+        return None
+    finished = {(o.role, o.rank) for o in outcomes if o.succeeded} | summarized(records)
+    lost = emitters_of(experiment) - finished
+    servers_finished = all(role == "worker" for role, _ in lost)
+    return lost if servers_finished and len(lost) < experiment.workers else None
+
+
+def _losses(
+    lost: Iterable[Emitter], outcomes: Iterable[TaskOutcome], said: _Said, records: Iterable[MetricRecord]
+) -> str:
+    """Which workers were lost, how those ended that stayed away, and which came back; empty if there were none."""
+    last = {(o.role, o.rank): o for o in sorted(outcomes, key=lambda outcome: outcome.stopped_at)}
+    notes = [
+        f"went on without {names_of([emitter])}, which "
+        + (_reason(last[emitter], said) if emitter in last else "left no trace in ECS")
+        for emitter in sorted(lost)
+    ]
+    summaries = [record for record in records if isinstance(record, ServerSummary)]
+    back = {("worker", rank) for summary in summaries for rank in summary.rejoined_workers} - set(lost)
+    if back:
+        notes.append(f"{names_of(back)} came back after a loss")
+    return "; ".join(notes)
+
+
+def _name(role: str, rank: int) -> str:
+    if role == "server":
+        return f"server shard {rank}" if rank else "server"
+    return f"worker {rank}"
 
 
 def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
@@ -131,6 +176,8 @@ def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
 
 
 def _reason(outcome: TaskOutcome, said: _Said) -> str:
+    if outcome.stop_code == "UserInitiated":
+        return f"was stopped: {outcome.stopped_reason}"
     if _was_taken_away(outcome):
         return f"was taken away ({outcome.stop_code}): {outcome.stopped_reason or 'ECS gives no reason'}"
     if record := said.get((outcome.role, outcome.rank)):

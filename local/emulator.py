@@ -23,6 +23,9 @@ CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 LONGEST_EXPERIMENT_SECONDS = 570
 """Its `ecs:runTask.sync` gives up after 600 polls, one a second; before that the server tells the cause itself."""
 
+FUNCTION_PROCESSES = 16
+"""How many function processes the emulator runs at a time."""
+
 START_SECONDS = 60
 ATTEMPTS = 3
 """A free port may be taken by somebody else before the emulator binds it."""
@@ -88,6 +91,9 @@ def _environment(state: Path, port: int, docker_host: str, host_name: str) -> di
         "HOSTNAME": host_name,
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
+        # A function process each: without a bound, a machine that falls behind with metric lines starts hundreds and
+        # falls behind further. What is throttled is read from the log streams by ReconcileMetrics.
+        "LAMBDA_ACCOUNT_CONCURRENCY": str(FUNCTION_PROCESSES),
         "PYTHONDONTWRITEBYTECODE": "1",
         **client_environment(f"http://127.0.0.1:{port}"),
     }

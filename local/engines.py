@@ -58,7 +58,7 @@ class ProcessEngine:
     def start(self) -> None:
         """Start warming up; `await_ready` waits for the end of it."""
         command = [sys.executable, "-m", "local.engine", "--announce", str(self._announcement)]
-        command += ["--entry", "runtime.__main__:main", "--preload", "runtime.server,runtime.worker"]
+        command += ["--entry", "runtime.__main__:main", "--preload", "runtime.server,runtime.worker,boto3"]
         command += ["--self-name", SELF_NAME]
         self.processes.append(spawn(command, log=self._log))
 

@@ -13,7 +13,7 @@ from contract.errors import StudyRefused
 from contract.plan import plan
 from contract.study import parse_study
 from lambdas.environment import TableEnvironment
-from lambdas.plan_study.launch import launch_item
+from lambdas.plan_study.launch import launch_items
 from lambdas.table import Execution, ExperimentTable
 
 logger = Logger(service="plan_study")
@@ -28,6 +28,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     try:
         study = parse_study(event["study"])
         experiments = plan(study, study_id)
+        items = launch_items(experiments)
         table = ExperimentTable.named(TableEnvironment.read().table_name)
         table.put_plan(study_id, event["study"], experiments, execution)
     except StudyRefused as refusal:
@@ -36,6 +37,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     logger.info("planned", experiments=len(experiments))
     return {
         "refusal": "",
-        "experiments": [launch_item(experiment) for experiment in experiments],
+        "experiments": items,
         "max_parallel_experiments": study.max_parallel_experiments,
     }

@@ -1,15 +1,40 @@
-"""What the state machine needs of one experiment: everything that its states look up.
+"""What the state machine needs of each experiment: everything that its states look up.
 
 Used by plan_study; pure.
 """
 
-from typing import Any
+import json
+from collections.abc import Iterable
+from typing import Any, Final
 
+from contract.errors import StudyRefused
 from contract.plan import Experiment
 from contract.study import TaskSize
 from contract.task import shared_environment
 
 CPU_UNITS_OF_A_VCPU = 1024
+
+RESTARTS: Final = 3
+"""How many times a task that was struck is started again: one that is struck each time must not go on for ever."""
+
+MAX_ITEMS_BYTES: Final = 250_000
+"""All items of a study, as JSON, with room for what stands beside them in the output of their state.
+
+Source: Step Functions Developer Guide, service quotas: 256 KiB of input or output of a state.
+"""
+
+
+def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
+    """The items of the RunExperiments Map. Raises StudyRefused where no state can hand them on."""
+    items = [launch_item(experiment) for experiment in experiments]
+    if (size := len(json.dumps(items))) > MAX_ITEMS_BYTES:
+        raise StudyRefused(
+            [
+                f"experiments: what their tasks are started with takes {size:,} bytes in all;"
+                f" an execution hands on at most {MAX_ITEMS_BYTES:,}: split the study"
+            ]
+        )
+    return items
 
 
 def launch_item(experiment: Experiment) -> dict[str, Any]:
@@ -19,11 +44,21 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
         "study_id": experiment.study_id,
         "name": experiment.name,
         "task_group": experiment.task_group,
-        "ranks": list(range(experiment.workers)),
+        "on_worker_loss": experiment.on_worker_loss,
+        "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
+        "worker_restarts": _worker_restarts(experiment),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
         "server": _task(experiment.server),
         "worker": _task(experiment.worker),
     }
+
+
+def _worker_restarts(experiment: Experiment) -> list[int]:
+    """Rank by rank, how many times it may be started again: not where its loss is the end, or meant to last."""
+    if experiment.on_worker_loss == "fail":
+        return [0] * experiment.workers
+    staying_away = {c.rank for c in experiment.faults.crashes if c.restart_after_seconds is None}
+    return [0 if rank in staying_away else RESTARTS for rank in range(experiment.workers)]
 
 
 def _task(size: TaskSize) -> dict[str, Any]:

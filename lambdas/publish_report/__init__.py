@@ -4,16 +4,20 @@ A Lambda function, and a library for the command line; only `handler` knows AWS.
 
     results      the shapes: what came out of a study, the result of one experiment
     aggregation  records → result of one experiment
-    conditions   experiments of one mode and number of workers, seeds side by side
+    labels       what was emulated or injected, and how gradients travelled, in words
+    conditions   experiments alike in all but their seed, side by side
     estimates    spreads over seeds, paired intervals
     findings     the sentences that answer "which way wins?"
+    rankings     those of them that set more than two conditions side by side
     notes        how far to believe them
     laws         what theory says that an experiment should have measured
     wording      figures as people read them
     tables       summary.txt, summary.csv, study.json
     series       figures over epochs, and over numbers of workers
     plots        results → PNG and SVG, in the drawing style of `style`
+    side_by_side the plot of all conditions with one number of workers
     sections     results → the tables of report.html
+    spending     those of them on time, bytes and losses
     inline       an SVG plot as part of the page, in its colours
     page         all of it: outcome → files
 """

@@ -4,10 +4,11 @@ Pure: the same set of records gives the same result, in whatever order and howev
 A figure whose records are missing is None; none is estimated from the rest.
 """
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from contract.aggregation import BARRIER_MODES
 from contract.metrics import (
@@ -33,6 +34,7 @@ from lambdas.publish_report.results import (
     TaskFailure,
     TaskProvenance,
     TimeSplit,
+    Traffic,
     WorkerMetrics,
     WorkerResult,
 )
@@ -55,6 +57,12 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
         aggregation=experiment.aggregation,
         training=experiment.training,
         compute=experiment.compute,
+        exchange=experiment.exchange,
+        network=experiment.network,
+        faults=experiment.faults,
+        on_worker_loss=experiment.on_worker_loss,
+        checkpoint=experiment.checkpoint,
+        shards=experiment.shards,
         server_metrics=_server_metrics(experiment, records),
         worker_metrics_aggregated=WorkerMetrics(
             num_workers=len({r.rank for r in records if r.role == "worker"}),
@@ -64,6 +72,7 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
             **_final_accuracy(experiment, epochs, summaries),
         ),
         time_split=_time_split(epochs, summaries),
+        traffic=_traffic(summaries, _of(records, ServerSummary)),
         workers=[_picked(WorkerResult, summary) for summary in summaries],
         failures=[_picked(TaskFailure, failed) for failed in _of(records, TaskFailed)],
         provenance=[_picked(TaskProvenance, started) for started in _of(records, TaskStarted)],
@@ -72,14 +81,14 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
 
 
 def unique_records(records: Iterable[MetricRecord]) -> list[MetricRecord]:
-    """Each (role, rank, seq) once, sorted by it.
+    """Each (role, rank, attempt, seq) once, sorted by it.
 
     Of records that claim the same place and differ, the one whose JSON sorts first is kept: any rule will
     do that does not depend on the order of arrival.
     """
-    kept: dict[tuple[Role, int, int], MetricRecord] = {}
+    kept: dict[tuple[Role, int, int, int], MetricRecord] = {}
     for record in records:
-        key = (record.role, record.rank, record.seq)
+        key = (record.role, record.rank, record.attempt, record.seq)
         known = kept.setdefault(key, record)
         if known != record:
             kept[key] = min(known, record, key=lambda candidate: candidate.model_dump_json())
@@ -92,16 +101,47 @@ def _of(records: Iterable[MetricRecord], kind: type[Kind]) -> list[Kind]:
 
 def _server_metrics(experiment: Experiment, records: Sequence[MetricRecord]) -> ServerMetrics:
     shape = ServerMetrics if experiment.mode in BARRIER_MODES else AsyncServerMetrics
-    summary = next(iter(_of(records, ServerSummary)), None)
-    measured = summary.model_dump() if summary else {}
+    summaries = _of(records, ServerSummary)
     versions = [interval.version for interval in _of(records, ServerInterval)]
-    versions += [summary.global_steps_completed] if summary else []
+    versions += [summary.global_steps_completed for summary in summaries]
     own = {
         "mode": experiment.mode,
         "total_workers": experiment.workers,
         "last_version_seen": max(versions, default=None),
     }
+    measured = _measured_by_all(experiment, summaries)
     return shape.model_validate({name: measured.get(name) for name in shape.model_fields} | own)
+
+
+SUMMED = ("apply_seconds", "lock_seconds", "sent_bytes", "received_bytes")
+"""Of several servers: what each did for its part of the parameters. All else is what the first one says."""
+
+
+def _measured_by_all(experiment: Experiment, summaries: Sequence[ServerSummary]) -> dict[str, Any]:
+    """The summary of the one server, or of all that the parameters are spread over; empty where one is missing."""
+    by_shard = {summary.rank: summary for summary in summaries}  # of one that was restarted, the last
+    if len(by_shard) < experiment.shards:
+        return {}
+    every = [by_shard[shard] for shard in sorted(by_shard)]
+    measured = every[0].model_dump()
+    if len(every) > 1:
+        measured |= {name: sum(getattr(summary, name) for summary in every) for name in SUMMED}
+        digests = " ".join(summary.parameters_sha256 for summary in every)
+        measured["parameters_sha256"] = hashlib.sha256(digests.encode()).hexdigest()
+    return measured
+
+
+def _traffic(workers: Sequence[WorkerSummary], servers: Sequence[ServerSummary]) -> Traffic | None:
+    """What the workers that finished sent and received; None where none did."""
+    if not workers:
+        return None
+    steps = sum(worker.steps for worker in workers)
+    known = steps and not any(server.resumed_from_version is not None for server in servers)
+    return Traffic(
+        transports=sorted({worker.transport for worker in workers if worker.transport}),
+        sent_bytes_per_step=sum(worker.sent_bytes for worker in workers) / steps if known else None,
+        received_bytes_per_step=sum(worker.received_bytes for worker in workers) / steps if known else None,
+    )
 
 
 def _by_epoch(epochs: Iterable[WorkerEpoch]) -> dict[int, dict[int, WorkerEpoch]]:
@@ -182,16 +222,18 @@ def _final_fields(
 
 
 def _time_split(epochs: Sequence[WorkerEpoch], summaries: Sequence[WorkerSummary]) -> TimeSplit | None:
-    """Sums over workers: of a worker that finished its summary, of another its epochs so far."""
-    finished = {summary.rank for summary in summaries}
-    parts = [*summaries, *(epoch for epoch in epochs if epoch.rank not in finished)]
+    """Sums over workers: of each life that ended well its summary, of another its epochs so far."""
+    finished = {(summary.rank, summary.attempt) for summary in summaries}
+    parts = [*summaries, *(epoch for epoch in epochs if (epoch.rank, epoch.attempt) not in finished)]
     if not parts:
         return None
     seconds = {
         name: sum(getattr(part, f"{name}_seconds") for part in parts)
-        for name in ("compute", "push_pull", "waiting", "evaluation")
+        for name in ("compute", "push_pull", "serialize", "transfer", "waiting", "evaluation")
     }
-    total = sum(seconds.values())
+    # Push and pull is serialize and transfer: what says no more is all transfer.
+    seconds["transfer"] = max(seconds["transfer"], seconds["push_pull"] - seconds["serialize"])
+    total = sum(seconds.values()) - seconds["push_pull"]
     return TimeSplit.model_validate(
         {f"{name}_seconds": value for name, value in seconds.items()}
         | {f"{name}_share": value / total if total else None for name, value in seconds.items()}
@@ -208,21 +250,25 @@ def _picked(shape: type[Part], record: MetricRecord) -> Part:
 
 def _emitter_records(experiment: Experiment, records: Sequence[MetricRecord]) -> list[EmitterRecords]:
     """One line for every planned task, and for any other that spoke."""
-    planned: list[Emitter] = [("server", 0), *(("worker", rank) for rank in range(experiment.workers))]
+    planned: list[Emitter] = [
+        *(("server", shard) for shard in range(experiment.shards)),
+        *(("worker", rank) for rank in range(experiment.workers)),
+    ]
     heard: dict[Emitter, list[MetricRecord]] = {emitter: [] for emitter in planned}
     for record in records:
         heard.setdefault((record.role, record.rank), []).append(record)
     lines = []
     for (role, rank), mine in sorted(heard.items()):
-        finals = [record.seq for record in mine if record.kind in FINAL_KINDS]
-        highest = max((record.seq for record in mine), default=-1)
+        reached = {record.attempt: record.seq + 1 for record in mine}  # in the order of their numbers
+        finals = {record.attempt for record in mine if record.kind in FINAL_KINDS}
+        known = sum(reached.values())
         lines.append(
             EmitterRecords(
                 role=role,
                 rank=rank,
                 received=len(mine),
-                expected=highest + 1 if finals else None,
-                missing=highest + 1 - len(mine),
+                expected=known if reached and finals == reached.keys() else None,
+                missing=known - len(mine),
             )
         )
     return lines

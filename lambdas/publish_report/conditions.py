@@ -1,14 +1,18 @@
-"""Conditions of a study: completed experiments by mode, what it was told, and number of workers, runs side by side.
+"""Conditions of a study: completed experiments alike in all but their seed, runs side by side.
 
+Alike: mode, what it was told, how gradients travel, the injected network, and the number of workers.
 Pure; what plots, findings and tables mean by "async with 4 workers".
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import NamedTuple, get_args
 
 from contract.aggregation import KEY_OF, SYMBOL_OF, Mode
+from contract.exchange import Compression
 from lambdas.publish_report.estimates import Spread, spread
+from lambdas.publish_report.labels import compression_label, network_label
 from lambdas.publish_report.results import ExperimentResult
 
 Measure = Callable[[ExperimentResult], float | None]
@@ -16,11 +20,12 @@ Measure = Callable[[ExperimentResult], float | None]
 
 @dataclass(frozen=True)
 class Condition:
-    """All completed experiments of one mode, told the same, with one number of workers; never without results."""
+    """All completed experiments of one variant with one number of workers; never without results."""
 
     mode: Mode
     label: str
-    """The mode, with what it was told where the study tells it several things: "ksync (k = 2)"."""
+    """The mode, with what tells this variant from the study's others: "ksync (k = 2)", "sync (int8)"."""
+    link: "Link"
     workers: int
     results: Sequence[ExperimentResult]
 
@@ -38,18 +43,22 @@ class Condition:
 
 
 def conditions(results: Iterable[ExperimentResult], mode: Mode) -> list[Condition]:
-    """The completed experiments of `mode`, by what it was told and by number of workers, both ascending.
+    """The completed experiments of `mode`, by variant and by number of workers, both ascending.
 
     Seeds ascend in each; the order of `results` does not matter.
     """
-    own = [result for result in results if result.completed and result.mode is mode]
-    several = len({_told(result) for result in own}) > 1
-    found: dict[tuple[float, int], list[ExperimentResult]] = {}
-    for result in sorted(own, key=lambda r: (_told(r), r.total_workers, r.seed, r.experiment_name)):
-        found.setdefault((_told(result), result.total_workers), []).append(result)
+    completed = [result for result in results if result.completed]
+    links = {link_of(result) for result in completed}
+    own = [result for result in completed if result.mode is mode]
+    several_told = len({_told(result) for result in own}) > 1
+    found: dict[tuple[float, Link, int], list[ExperimentResult]] = {}
+    for result in sorted(
+        own, key=lambda r: (_told(r), link_of(r), r.total_workers, r.seed, r.experiment_name)
+    ):
+        found.setdefault((_told(result), link_of(result), result.total_workers), []).append(result)
     return [
-        Condition(mode, _label(mode, told if several else None), workers, together)
-        for (told, workers), together in found.items()
+        Condition(mode, _label(together[0], links, told=several_told), link, workers, together)
+        for (_, link, workers), together in found.items()
     ]
 
 
@@ -63,13 +72,24 @@ def lines(results: Sequence[ExperimentResult]) -> dict[str, list[Condition]]:
 
 
 def compared(results: Sequence[ExperimentResult]) -> list[tuple[Condition, Condition]]:
-    """(sync, async) for every number of workers that completed in both modes, ascending."""
-    of_async = {condition.workers: condition for condition in conditions(results, Mode.ASYNC)}
-    return [
-        (condition, of_async[condition.workers])
+    """(sync, async) for every number of workers that completed in both modes over the same link, ascending."""
+    of_async = {
+        (condition.workers, condition.link): condition for condition in conditions(results, Mode.ASYNC)
+    }
+    both = [
+        (condition, of_async[condition.workers, condition.link])
         for condition in conditions(results, Mode.SYNC)
-        if condition.workers in of_async
+        if (condition.workers, condition.link) in of_async
     ]
+    return sorted(both, key=lambda pair: (pair[0].workers, pair[0].link))
+
+
+def pictured(results: Sequence[ExperimentResult]) -> list[tuple[Condition, Condition]]:
+    """Of what is compared, the pairs with a plot: for every number of workers that over the plainest link."""
+    by_workers: dict[int, tuple[Condition, Condition]] = {}
+    for pair in compared(results):
+        by_workers.setdefault(pair[0].workers, pair)
+    return list(by_workers.values())
 
 
 def pairs(first: Condition, second: Condition, measure: Measure) -> list[tuple[float, float]]:
@@ -78,10 +98,49 @@ def pairs(first: Condition, second: Condition, measure: Measure) -> list[tuple[f
     return [(value, other[seed]) for seed, value in one.items() if seed in other]
 
 
+class Link(NamedTuple):
+    """How gradients and parameters travel, in an order for people: the least is done to them first."""
+
+    slowness: float
+    """Seconds for a megabit; 0 where no bandwidth is injected."""
+    latency_ms: float
+    compression: int
+    """Place among the compressions."""
+    kept: float
+    """Of topk, the less the later."""
+    transport: str
+    tls: str
+
+
+def link_of(result: ExperimentResult) -> Link:
+    """The link of an experiment; equal for experiments that differ in nothing of it."""
+    exchange, bandwidth = result.exchange, result.network.bandwidth_mbit_per_second
+    return Link(
+        1 / bandwidth if bandwidth else 0.0,
+        result.network.latency_ms,
+        get_args(Compression).index(exchange.compression),
+        -exchange.topk_ratio if exchange.compression == "topk" else 0.0,
+        exchange.transport,
+        "" if exchange.tls is None else f"TLS {'on' if exchange.tls else 'off'}",
+    )
+
+
 def _told(result: ExperimentResult) -> float:
     """What tells variants of a mode apart; a mode that is told nothing has one."""
     return float(result.aggregation.value(result.mode) or 0)
 
 
-def _label(mode: Mode, told: float | None) -> str:
-    return mode.value if told is None else f"{mode} ({SYMBOL_OF[KEY_OF[mode]]} = {told:g})"
+def _label(result: ExperimentResult, links: Iterable[Link], *, told: bool) -> str:
+    """The mode, and in brackets what differs in the study: what the mode is told, and parts of the link."""
+    mode, own = result.mode, link_of(result)
+    parts = [f"{SYMBOL_OF[KEY_OF[mode]]} = {_told(result):g}"] if told else []
+    differing = {name for name in Link._fields if len({getattr(link, name) for link in links}) > 1}
+    if differing & {"compression", "kept"}:
+        parts.append(compression_label(result.exchange))
+    if differing & {"slowness", "latency_ms"}:
+        parts.append(network_label(result.network) if result.network.injected else "network as it is")
+    if "transport" in differing and own.transport != "auto":
+        parts.append(own.transport)
+    if "tls" in differing and own.tls:
+        parts.append(own.tls)
+    return f"{mode} ({', '.join(parts)})" if parts else mode.value

@@ -4,7 +4,7 @@ Pure statistics over plain numbers; knows nothing of what was measured. The meth
 (the same seed under both conditions), on logarithms where ratios are asked for. One pair gives no interval.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import exp, inf, log, sqrt
 from statistics import fmean, stdev
@@ -50,6 +50,16 @@ def spread(values: Iterable[float | None]) -> Spread | None:
     """Mean, least and greatest of what was measured; None where nothing was."""
     measured = [value for value in values if value is not None]
     return Spread(fmean(measured), min(measured), max(measured), len(measured)) if measured else None
+
+
+def quantile(histogram: Mapping[float, int], share: float) -> float | None:
+    """The least upper bound of a bin that so great a share of the measurements stays below; None where none is."""
+    needed, counted = share * sum(histogram.values()), 0
+    for bound, measurements in sorted(histogram.items()):
+        counted += measurements
+        if counted and counted >= needed:
+            return bound
+    return None
 
 
 def paired_ratio(pairs: Iterable[tuple[float, float]]) -> Estimate | None:

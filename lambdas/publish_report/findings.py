@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from contract.aggregation import Mode
 from lambdas.publish_report.conditions import Condition, compared, lines, pairs
 from lambdas.publish_report.estimates import Estimate, Spread, paired_difference, paired_ratio
-from lambdas.publish_report.notes import notes, overload
+from lambdas.publish_report.notes import notes, overload, unequal_work
+from lambdas.publish_report.rankings import NOISE, losses, quorums, ranking, savings, side_by_side
 from lambdas.publish_report.results import ExperimentResult
-from lambdas.publish_report.wording import ABSENT, count, listed, percent, ratio, seconds, signed
-
-NOISE = 0.05
-"""Two single runs whose times differ by less than this tell nothing apart."""
+from lambdas.publish_report.wording import ABSENT, capitalized, count, listed, percent, ratio, seconds, signed
 
 
 @dataclass(frozen=True)
@@ -37,46 +35,58 @@ def findings(results: Sequence[ExperimentResult]) -> Findings:
     completed = [result for result in results if result.completed]
     if not completed:
         return Findings("No experiment completed: there is nothing to compare.", (), (), ())
-    both = compared(completed)
-    in_words = {(condition.mode, condition.workers) for pair in both for condition in pair}
-    paired = [
-        _comparison(sync, asynchronous) if sync.workers > 1 else _same_work(sync, asynchronous)
-        for sync, asynchronous in both
-    ]
+    both, together = compared(completed), side_by_side(completed)
+    in_words = {(c.label, c.workers) for group in [*both, *together] for c in group}
     alone = [
         _lonely(condition)
         for line in lines(completed).values()
         for condition in line
-        if (condition.mode, condition.workers) not in in_words
+        if (condition.label, condition.workers) not in in_words
     ]
-    *others, headline = [*alone, *paired]
-    return Findings(headline, [*others, *_scaling(completed)], overload(results), notes(results))
+    # A ranking says more than the pair of sync and async with as many workers.
+    comparisons = [(sync.workers, 0, _compared(sync, asynchronous)) for sync, asynchronous in both]
+    comparisons += [(group[0].workers, 1, ranking(group)) for group in together]
+    *others, headline = [*alone, *(sentence for _, _, sentence in sorted(comparisons) if sentence)]
+    details = [sentence for group in together for sentence in [*quorums(group), *savings(group)]]
+    return Findings(
+        headline,
+        [*others, *details, *_scaling(completed), *losses(completed)],
+        [*overload(results), *unequal_work(completed)],
+        notes(results),
+    )
+
+
+def _compared(sync: Condition, asynchronous: Condition) -> str:
+    return _comparison(sync, asynchronous) if sync.workers > 1 else _same_work(sync, asynchronous)
 
 
 def _comparison(sync: Condition, asynchronous: Condition) -> str:
     times = pairs(asynchronous, sync, lambda result: result.training_seconds)
     relative = paired_ratio(times)
     with_workers = f"with {count(sync.workers, 'worker')}"
+    both = f"{asynchronous.label} and {sync.label}"
     if relative is None:
-        return f"Sync and async {with_workers} share no seed with a measured training time: not compared."
-    faster, slower = ("async", "sync") if relative.value <= 1 else ("sync", "async")
+        return (
+            f"{capitalized(both)} {with_workers} share no seed with a measured training time: not compared."
+        )
+    faster, slower = (asynchronous, sync) if relative.value <= 1 else (sync, asynchronous)
     own = [sum(side) / len(times) for side in zip(*times, strict=True)]
     figures = f"{seconds(min(own))} against {seconds(max(own))}"
-    accuracy = _accuracy(sync, asynchronous, (faster, slower))
+    accuracy = _accuracy(faster, slower)
     if relative.has_interval and not relative.excludes(1):
         low, high = ratio(relative.low), ratio(relative.high)
         return (
-            f"No difference in training time detected between async and sync {with_workers}"
-            f" ({figures}; async takes {low} to {high} of sync's time, 95 % interval over"
+            f"No difference in training time detected between {both} {with_workers}"
+            f" ({figures}; {asynchronous.label} takes {low} to {high} of {sync.label}'s time, 95 % interval over"
             f" {relative.pairs} seeds){accuracy}."
         )
     if not relative.has_interval and abs(relative.value - 1) < NOISE:
         return (
-            f"Async and sync {with_workers} took the same time to within {100 * NOISE:.0f} %"
+            f"{capitalized(both)} {with_workers} took the same time to within {100 * NOISE:.0f} %"
             f" ({seconds(own[0])} against {seconds(own[1])}){accuracy}."
         )
     return (
-        f"{faster.capitalize()} {with_workers} finished {_times_sooner(relative)} sooner than {slower}"
+        f"{capitalized(faster.label)} {with_workers} finished {_times_sooner(relative)} sooner than {slower.label}"
         f" ({figures}{_interval_of_speed(relative)}){accuracy}."
     )
 
@@ -109,36 +119,32 @@ def _interval_of_speed(relative: Estimate) -> str:
     return f"; 95 % interval {ratio(ends[0])} to {ratio(ends[1])}, {relative.pairs} seeds"
 
 
-def _accuracy(sync: Condition, asynchronous: Condition, order: tuple[str, str]) -> str:
-    """The clause on accuracy, figures in the order in which the sentence named the modes."""
-    figures = pairs(asynchronous, sync, lambda result: result.accuracy_percent)
+def _accuracy(first: Condition, second: Condition) -> str:
+    """The clause on accuracy, figures in the order in which the sentence named the two."""
+    figures = pairs(first, second, lambda result: result.accuracy_percent)
     difference = paired_difference(figures)
     if difference is None:
         return ", and no accuracy was measured in both"
-    own = dict(
-        zip(("async", "sync"), (sum(side) / len(figures) for side in zip(*figures, strict=True)), strict=True)
-    )
-    ended = f"{percent(own[order[0]])} against {percent(own[order[1]])}"
+    one, other = (percent(sum(side) / len(figures)) for side in zip(*figures, strict=True))
+    ended = f"{one} against {other}"
     if not difference.has_interval:
-        if percent(own["async"]) == percent(own["sync"]):
-            return f" and both ended at {percent(own['sync'])} accuracy{_images_apart(sync, asynchronous)}"
-        return f" and ended at {ended} accuracy{_images_apart(sync, asynchronous)}"
+        if one == other:
+            return f" and both ended at {one} accuracy{_images_apart(first, second)}"
+        return f" and ended at {ended} accuracy{_images_apart(first, second)}"
     if difference.low == difference.high == 0:
-        return f" and both ended at {percent(own['sync'])} accuracy with every seed"
-    sign = 1 if order[0] == "async" else -1
-    low, high = sorted((sign * difference.low, sign * difference.high))
-    interval = f"95 % interval {signed(low)} to {signed(high)} points"
+        return f" and both ended at {one} accuracy with every seed"
+    interval = f"95 % interval {signed(difference.low)} to {signed(difference.high)} points"
     if difference.excludes(0):
         return f" and ended at {ended} accuracy ({interval})"
     return f"; no difference in accuracy was detected ({ended}; {interval})"
 
 
-def _images_apart(sync: Condition, asynchronous: Condition) -> str:
+def _images_apart(first: Condition, second: Condition) -> str:
     """What a difference of two runs is in test samples: the smaller, the less it means."""
-    shared = {r.seed for r in sync.results} & {r.seed for r in asynchronous.results}
+    shared = {r.seed for r in first.results} & {r.seed for r in second.results}
     compared_runs = [
         result.worker_metrics_aggregated
-        for condition in (sync, asynchronous)
+        for condition in (first, second)
         for result in condition.results
         if result.seed in shared and result.accuracy_percent is not None
     ]
@@ -158,14 +164,14 @@ def _lonely(condition: Condition) -> str:
     alone = (
         f"no {other} experiment with as many workers completed, so there is no comparison"
         if other
-        else "only sync and async are compared in words"
+        else "no other experiment with as many workers completed, so there is no comparison"
     )
     time, accuracy = (
         _mean(condition.spread(lambda result: result.training_seconds)),
         _mean(condition.spread(lambda result: result.accuracy_percent)),
     )
     return (
-        f"{condition.label.capitalize()} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
+        f"{capitalized(condition.label)} with {count(condition.workers, 'worker')} trained for {seconds(time)}"
         f" and ended at {percent(accuracy)} accuracy; {alone}."
     )
 

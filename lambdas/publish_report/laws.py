@@ -36,11 +36,14 @@ class Law:
 
 
 def laws_of(result: ExperimentResult) -> list[Law]:
-    """The laws that a completed experiment can be held against; none where it did not complete."""
-    if not result.completed:
+    """The laws that a completed experiment can be held against; none where workers were lost on the way.
+
+    The laws of time are about computing alone: none speaks of an injected network.
+    """
+    if not result.completed or result.server_metrics.lost_workers:
         return []
     emulated = result.compute.mode == "emulated" and not result.compute.stragglers
-    return [*(_times(result) if emulated else []), *_staleness(result)]
+    return [*(_times(result) if emulated and not result.network.injected else []), *_staleness(result)]
 
 
 def quorum(result: ExperimentResult) -> int:

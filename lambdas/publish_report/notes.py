@@ -25,6 +25,16 @@ def overload(results: Iterable[ExperimentResult]) -> list[str]:
     ]
 
 
+def unequal_work(completed: Iterable[ExperimentResult]) -> list[str]:
+    """A warning where experiments lost different numbers of steps: then times are not those of the same work."""
+    lost = {result.server_metrics.lost_steps or 0 for result in completed}
+    if len(lost) < 2:
+        return []
+    return [
+        "Workers that were away made fewer steps: times and accuracies are not all those of the same work."
+    ]
+
+
 def _crowds(result: ExperimentResult) -> Iterator[tuple[int, int]]:
     """(tasks, cores) of every host that had fewer cores than tasks of this experiment."""
     if result.compute.mode != "real":

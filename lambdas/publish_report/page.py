@@ -21,15 +21,18 @@ from contract.results import (
     experiment_file,
     scaling_plot,
 )
-from lambdas.publish_report import sections
+from lambdas.publish_report import sections, spending
 from lambdas.publish_report.aggregation import experiment_result
-from lambdas.publish_report.conditions import Condition, compared
+from lambdas.publish_report.conditions import Condition, pictured
 from lambdas.publish_report.findings import Findings, findings
 from lambdas.publish_report.inline import inline_svg
+from lambdas.publish_report.labels import labels_of
 from lambdas.publish_report.plots import plots
+from lambdas.publish_report.rankings import side_by_side
 from lambdas.publish_report.results import ExperimentResult, StudyOutcome
+from lambdas.publish_report.side_by_side import path_of
 from lambdas.publish_report.tables import study_json, summary_csv, summary_text
-from lambdas.publish_report.wording import compute_label, count, verdict
+from lambdas.publish_report.wording import count, verdict
 
 TEMPLATE = "report.html.j2"
 
@@ -66,8 +69,10 @@ def _page(
         .render(
             outcome=outcome,
             duration=_duration((outcome.ended_at - outcome.started_at).total_seconds()),
-            compute_labels=sorted({compute_label(result.compute) for result in results}),
+            labels=labels_of(results),
             emulated=any(result.compute.mode == "emulated" for result in results),
+            network_injected=any(result.network.injected for result in results),
+            crashes_injected=any(result.faults.crashes for result in results),
             experiments=count(len(results), "experiment"),
             unfinished=[result for result in results if not result.completed],
             verdict=verdict(outcome.status, [result.status for result in results]),
@@ -75,8 +80,11 @@ def _page(
             summary=sections.summary(results),
             figures=_figures(results, drawn),
             laws=sections.laws(results),
-            parts=sections.PARTS,
-            time_split=sections.time_split(results),
+            parts=spending.PARTS,
+            time_split=spending.time_split(results),
+            traffic=spending.traffic(results),
+            waits=spending.waits(results),
+            losses=spending.losses(results),
             notices=sections.notices(outcome, results),
             data_quality=sections.data_quality(results),
             provenance=sections.provenance(outcome, results),
@@ -102,7 +110,9 @@ def _template_environment() -> Environment:
 def _with_units(text: str) -> str:
     """A number and its unit stay on one line."""
     return re.sub(
-        r"(?<=\d) (?=(?:%|s|ms|workers?|cores?|processes|points|seeds)\b|%)", "\N{NO-BREAK SPACE}", text
+        r"(?<=\d) (?=(?:%|s|ms|workers?|cores?|processes|points|seeds|[kMG]?B|Mbit/s|steps?)\b|%)",
+        "\N{NO-BREAK SPACE}",
+        text,
     )
 
 
@@ -127,13 +137,31 @@ def _duration(seconds: float) -> str:
 
 def _figures(results: Sequence[ExperimentResult], drawn: Mapping[str, bytes]) -> list[dict[str, Any]]:
     """Each plot with what it says in words and in numbers."""
+    groups = side_by_side(results)
+    table = sections.scaling_figures(results)
+    # Over one number of workers there is no scaling to be seen: the figures stand with the plot of all conditions.
+    scales = not groups or len({result.total_workers for result in results if result.completed}) > 1
     figures = [
-        _figure(scaling_plot("svg"), "scaling", SCALING_LABEL, sections.scaling_figures(results), drawn)
+        _figure(
+            path_of(group[0].workers, "svg"),
+            f"all{group[0].workers}",
+            TOGETHER_LABEL,
+            None if scales else table,
+            drawn,
+        )
+        for group in reversed(groups)
     ]
-    for sync, asynchronous in compared(results):
+    if scales:
+        figures.append(_figure(scaling_plot("svg"), "scaling", SCALING_LABEL, table, drawn))
+    for sync, asynchronous in pictured(results):
         figures.append(_comparison_figure(sync, asynchronous, drawn))
     return figures
 
+
+TOGETHER_LABEL = (
+    "Two panels with a row for each condition: a bar for its total training time, a marker for its final test"
+    " accuracy. The figures stand in the table below, or in that of the scaling plot."
+)
 
 SCALING_LABEL = (
     "Four panels against the number of workers, one line for each mode: total training time, average epoch time,"
@@ -154,7 +182,7 @@ def _comparison_figure(
 
 
 def _figure(
-    path: str, name: str, label: str, table: sections.Table, drawn: Mapping[str, bytes]
+    path: str, name: str, label: str, table: sections.Table | None, drawn: Mapping[str, bytes]
 ) -> dict[str, Any]:
     svg: Markup = inline_svg(drawn[path], name, label)
     return {"svg": svg, "table": table, "path": path}

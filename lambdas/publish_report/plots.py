@@ -1,4 +1,4 @@
-"""Plots of a study: sync against async for each number of workers, and scaling over all of them.
+"""Plots of a study: for each number of workers sync against async and all conditions, and scaling over them.
 
 Pure: results → PNG and SVG bytes. Only completed experiments are drawn; every point is a measurement.
 Matplotlib is imported where it is used: a cold start that draws nothing does not pay for it.
@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 from contract.aggregation import Mode
 from contract.results import comparison_plot, scaling_plot
-from lambdas.publish_report.conditions import Condition, Measure, compared, lines
+from lambdas.publish_report.conditions import Condition, Measure, lines, pictured
+from lambdas.publish_report.labels import labels_of
+from lambdas.publish_report.rankings import side_by_side
 from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.series import (
     Series,
@@ -20,8 +22,9 @@ from lambdas.publish_report.series import (
     over_workers,
     speed_up,
 )
+from lambdas.publish_report.side_by_side import draw, path_of
 from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, drawing, png, svg
-from lambdas.publish_report.wording import compute_label, count, seconds
+from lambdas.publish_report.wording import capitalized, count, seconds
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -53,10 +56,14 @@ def plots(results: Sequence[ExperimentResult]) -> dict[str, bytes]:
     with drawing():
         figure = _scaling(results)
         files[scaling_plot("png")], files[scaling_plot("svg")] = png(figure), svg(figure)
-        for sync, asynchronous in compared(results):
+        for sync, asynchronous in pictured(results):
             figure = _comparison(sync, asynchronous)
             files[comparison_plot(sync.workers, "png")] = png(figure)
             files[comparison_plot(sync.workers, "svg")] = svg(figure)
+        for together in side_by_side(results):
+            figure = _all_together(together)
+            workers = together[0].workers
+            files[path_of(workers, "png")], files[path_of(workers, "svg")] = png(figure), svg(figure)
     return files
 
 
@@ -66,7 +73,7 @@ def _comparison(sync: Condition, asynchronous: Condition) -> "Figure":
     remarks = ["epoch duration: mean, fastest and slowest worker"]
     remarks += ["whiskers and accuracy band: range over seeds"] if several else []
     figure, axes = _canvas(
-        f"Sync and async with {count(sync.workers, 'worker')}",
+        f"{capitalized(sync.label)} and {asynchronous.label} with {count(sync.workers, 'worker')}",
         _footer([*sync.results, *asynchronous.results], remarks),
     )
     _bars(axes[0], TIME, both, lambda result: result.training_seconds)
@@ -78,6 +85,18 @@ def _comparison(sync: Condition, asynchronous: Condition) -> "Figure":
     _over_epochs(axes[3], "Test accuracy (%)", from_zero=False)
     _legend(figure, axes[2], axes[3])
     return figure
+
+
+def _all_together(together: Sequence[Condition]) -> "Figure":
+    results = [result for condition in together for result in condition.results]
+    several = len({result.seed for result in results}) > 1
+    return draw(
+        together,
+        f"All with {count(together[0].workers, 'worker')}",
+        _footer(results, ["mean and range over seeds"] if several else []),
+        TIME,
+        ACCURACY,
+    )
 
 
 def _scaling(results: Sequence[ExperimentResult]) -> "Figure":
@@ -135,8 +154,7 @@ def _canvas(title: str, footer: str) -> "tuple[Figure, list[Axes]]":
 
 
 def _footer(results: Sequence[ExperimentResult], remarks: Sequence[str]) -> str:
-    labels = sorted({compute_label(result.compute) for result in results})
-    return "\n".join([*labels, " · ".join(remarks)])
+    return "\n".join([*labels_of(results), *([" · ".join(remarks)] if remarks else [])])
 
 
 def _nothing_completed() -> "Figure":

@@ -11,8 +11,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict
 
 from contract.aggregation import Aggregation, Mode
+from contract.checkpoint import Checkpointing
 from contract.compute import Compute
+from contract.exchange import Exchange
+from contract.faults import Faults, OnWorkerLoss
 from contract.metrics import MetricRecord, Role
+from contract.network import Network
 from contract.plan import Experiment
 from contract.table import Status
 from contract.training import Training
@@ -70,8 +74,26 @@ class ServerMetrics(Shape):
     """Mean time between updates over the whole run; in sync mode the duration of a step."""
     apply_seconds: float | None
     """Time spent in the optimizer."""
+    lock_seconds: float | None
+    """Time that threads waited for locks, summed over them."""
+    sent_bytes: int | None
+    received_bytes: int | None
+    barrier_wait_histogram: dict[float, int] | None
+    """Upper bound of a bin in seconds → number of gradients that were held so long before their worker went on."""
+    lost_workers: list[int] | None
+    """Ranks in the order of their loss; one that was lost twice stands there twice."""
+    rejoined_workers: list[int] | None
+    lost_steps: int | None
+    """Steps that were never pushed, because their worker was away."""
+    checkpoints_written: int | None
+    checkpoint_seconds: float | None
+    resumed_from_version: int | None
+    """Version of the checkpoint that the last server began with; None where it began anew."""
     parameters_sha256: str | None
-    """SHA-256 of the final parameters: two sync experiments that share it trained alike, bit for bit."""
+    """SHA-256 of the final parameters: two sync experiments that share it trained alike, bit for bit.
+
+    Of several servers: of their digests, in the order of the shards.
+    """
     last_version_seen: int | None
     """Highest parameter version in any of the server's records: how far an experiment came that failed."""
 
@@ -137,12 +159,27 @@ class TimeSplit(Shape):
 
     compute_seconds: float
     push_pull_seconds: float
+    """Serialize and transfer together."""
+    serialize_seconds: float
+    transfer_seconds: float
     waiting_seconds: float
     evaluation_seconds: float
     compute_share: float | None
     push_pull_share: float | None
+    serialize_share: float | None
+    transfer_share: float | None
     waiting_share: float | None
     evaluation_share: float | None
+
+
+class Traffic(Shape):
+    """What travelled between the workers that finished and the server."""
+
+    transports: list[str]
+    """What it went through: tcp, tls, shared-memory; several only where workers differed."""
+    sent_bytes_per_step: float | None
+    """By a worker, for each of its steps; None where a server was restarted, whose connections were not all counted."""
+    received_bytes_per_step: float | None
 
 
 class WorkerResult(Shape):
@@ -156,10 +193,17 @@ class WorkerResult(Shape):
     compute_seconds: float
     emulated_seconds: float
     push_pull_seconds: float
+    serialize_seconds: float
+    transfer_seconds: float
     waiting_seconds: float
     evaluation_seconds: float
+    injected_network_seconds: float
+    transport: str
     sent_bytes: int
     received_bytes: int
+    repeated_pushes: int
+    dropped_gradients: int
+    cancelled_steps: int
 
 
 class TaskProvenance(Shape):
@@ -192,13 +236,13 @@ class TaskFailure(Shape):
 
 
 class EmitterRecords(Shape):
-    """Records of one task: they are numbered without a gap, and the last one says so."""
+    """Records of one role and rank: each attempt numbers them without a gap, and its last one says so."""
 
     role: Role
     rank: int
     received: int
     expected: int | None
-    """None where the final record is missing: nobody knows."""
+    """None where the final record of an attempt is missing: nobody knows."""
     missing: int
     """Numbers below the highest known one that are not there."""
 
@@ -215,9 +259,16 @@ class ExperimentResult(Shape):
     aggregation: Aggregation
     training: Training
     compute: Compute
+    exchange: Exchange
+    network: Network
+    faults: Faults
+    on_worker_loss: OnWorkerLoss
+    checkpoint: Checkpointing | None
+    shards: int
     server_metrics: AsyncServerMetrics | ServerMetrics
     worker_metrics_aggregated: WorkerMetrics
     time_split: TimeSplit | None
+    traffic: Traffic | None
     workers: list[WorkerResult]
     failures: list[TaskFailure]
     provenance: list[TaskProvenance]

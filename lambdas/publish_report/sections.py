@@ -11,6 +11,7 @@ from typing import Literal, NamedTuple
 from contract.aggregation import BARRIER_MODES
 from lambdas.publish_report.conditions import Condition, lines
 from lambdas.publish_report.estimates import Spread
+from lambdas.publish_report.labels import labels_of
 from lambdas.publish_report.laws import Law, laws_of
 from lambdas.publish_report.results import (
     AsyncServerMetrics,
@@ -29,7 +30,6 @@ from lambdas.publish_report.series import (
 )
 from lambdas.publish_report.wording import (
     ABSENT,
-    compute_label,
     count,
     listed,
     milliseconds,
@@ -37,7 +37,6 @@ from lambdas.publish_report.wording import (
     percent,
     ratio,
     seconds,
-    share,
     signed,
 )
 
@@ -191,25 +190,6 @@ def _law_row(law: Law) -> list[str]:
     return [law.experiment, law.statement, predicted, wording(law.measured), difference]
 
 
-PARTS = ("Compute", "Push and pull", "Waiting", "Evaluation")
-
-
-def time_split(results: Iterable[ExperimentResult]) -> Table:
-    """What the workers' time went to."""
-    rows, bars = [], []
-    for result in results:
-        if (split := result.time_split) is not None:
-            shares = (split.compute_share, split.push_pull_share, split.waiting_share, split.evaluation_share)
-            rows.append([result.experiment_name, *map(share, shares)])
-            bars.append([value or 0.0 for value in shares])
-    columns = [Column("Experiment"), *(Column(part, "figure") for part in PARTS)]
-    caption = (
-        "Shares of the time of all workers together. Push and pull: round trips to the server. Waiting: gradients"
-        " that the server held back before it answered. Evaluation: testing, each worker its share."
-    )
-    return Table(caption, columns, rows, bars)
-
-
 def data_quality(results: Iterable[ExperimentResult]) -> Table:
     """Records that arrived, against those that were sent."""
     columns = [
@@ -245,7 +225,9 @@ def _remark(emitter: EmitterRecords) -> str:
 
 def task_name(role: str, rank: int) -> str:
     """How people call a task."""
-    return "server" if role == "server" else f"worker {rank}"
+    if role == "server":
+        return f"server shard {rank}" if rank else "server"
+    return f"worker {rank}"
 
 
 def provenance(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> list[tuple[str, str]]:
@@ -256,7 +238,7 @@ def provenance(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> li
         ("Study", outcome.study_id),
         ("Began", f"{outcome.started_at:%Y-%m-%d %H:%M:%S %Z}"),
         ("Ended", f"{outcome.ended_at:%Y-%m-%d %H:%M:%S %Z}"),
-        ("Step durations", listed(sorted({compute_label(result.compute) for result in results}))),
+        ("Conditions", "; ".join(labels_of(results))),
         ("Seeds", listed([str(seed) for seed in seeds])),
         ("CPU model", _distinct(tasks, lambda task: task.cpu_model)),
         ("CPUs seen by a task", _distinct(tasks, lambda task: str(task.cpu_count))),

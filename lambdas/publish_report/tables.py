@@ -11,9 +11,10 @@ from collections.abc import Sequence
 
 from contract.results import experiment_file
 from lambdas.publish_report.findings import Findings
+from lambdas.publish_report.labels import compression_label, labels_of
 from lambdas.publish_report.notes import overload
 from lambdas.publish_report.results import AsyncServerMetrics, ExperimentResult, StudyOutcome
-from lambdas.publish_report.wording import ABSENT, compute_label, number, one_line, verdict
+from lambdas.publish_report.wording import ABSENT, number, one_line, verdict
 
 TEXT_COLUMNS = ("Experiment", "Mode", "Workers", "Time(s)", "Epoch(s)", "Accuracy(%)")
 LEFT_ALIGNED = 2
@@ -22,12 +23,15 @@ LEFT_ALIGNED = 2
 FORMULA_STARTS = ("=", "+", "-", "@")
 """What a spreadsheet takes for a formula (OWASP, CSV Injection)."""
 
+PARTS = ("compute", "serialize", "transfer", "waiting", "evaluation")
+"""What a worker's time goes to."""
+
 Cell = str | int | float | None
 
 
 def summary_text(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> str:
     """The classic table; an experiment that did not complete has no figures in it, and its cause below."""
-    labels = sorted({compute_label(result.compute) for result in results})
+    labels = labels_of(results)
     ended = verdict(outcome.status, [result.status for result in results])
     lines = [f"{outcome.name} ({outcome.study_id}): {ended}", *labels, ""]
     lines += _aligned([TEXT_COLUMNS, *map(_text_row, results)])
@@ -80,6 +84,7 @@ def _csv_row(result: ExperimentResult) -> dict[str, Cell]:
     stale = server if isinstance(server, AsyncServerMetrics) else None
     emulated = compute.mode == "emulated"
     expected = [emitter.expected for emitter in result.records]
+    split, traffic, network = result.time_split, result.traffic, result.network
     return {
         "experiment": result.experiment_name,
         "mode": result.mode,
@@ -100,6 +105,20 @@ def _csv_row(result: ExperimentResult) -> dict[str, Cell]:
         "compute_mode": compute.mode,
         "emulated_distribution": compute.distribution if emulated else None,
         "emulated_mean_ms": compute.mean_ms if emulated else None,
+        "compression": compression_label(result.exchange),
+        "transport": "+".join(traffic.transports) if traffic else None,
+        "injected_bandwidth_mbit_per_second": network.bandwidth_mbit_per_second,
+        "injected_latency_ms": network.latency_ms or None,
+        "injected_crashes": len(result.faults.crashes),
+        **{f"{part}_share": getattr(split, f"{part}_share") if split else None for part in PARTS},
+        "sent_bytes_per_step": traffic.sent_bytes_per_step if traffic else None,
+        "received_bytes_per_step": traffic.received_bytes_per_step if traffic else None,
+        "dropped_gradients": server.dropped_gradients,
+        "repeated_pushes": server.repeated_pushes,
+        "losses_of_workers": None if server.lost_workers is None else len(server.lost_workers),
+        "rejoined_workers": None if server.rejoined_workers is None else len(server.rejoined_workers),
+        "lost_steps": server.lost_steps,
+        "checkpoints_written": server.checkpoints_written,
         "records_received": sum(emitter.received for emitter in result.records),
         "records_expected": None if None in expected else sum(filter(None, expected)),
         "cause": one_line(result.cause),

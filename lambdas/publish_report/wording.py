@@ -5,7 +5,6 @@ Pure text; a figure that was not measured is a dash, never a zero.
 
 from collections.abc import Sequence
 
-from contract.compute import Compute
 from contract.table import Status
 
 ABSENT = "–"
@@ -53,6 +52,22 @@ def signed(value: float, digits: int = 1) -> str:
     return f"{round(value, digits) + 0.0:+.{digits}f}".replace("-", "−")
 
 
+def byte_count(value: float | None) -> str:
+    """An amount of data with three significant digits: 340 B, 153 kB, 44.7 MB."""
+    if value is None:
+        return ABSENT
+    for unit in ("B", "kB", "MB"):
+        if value < 999.5:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} GB"
+
+
+def capitalized(label: str) -> str:
+    """A label at the beginning of a sentence; units in it stay as they are."""
+    return label[:1].upper() + label[1:]
+
+
 def count(value: int, noun: str) -> str:
     """1 worker, 4 workers."""
     return f"{value:,} {noun}{'' if value == 1 else 's'}"
@@ -61,13 +76,6 @@ def count(value: int, noun: str) -> str:
 def listed(parts: list[str]) -> str:
     """A, b and c."""
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
-
-
-def compute_label(compute: Compute) -> str:
-    """What every plot and table says of how steps got their duration."""
-    if compute.mode == "real":
-        return "real compute"
-    return f"emulated compute: {compute.distribution}, mean {compute.mean_ms:g} ms"
 
 
 def verdict(study: Status, experiments: Sequence[Status]) -> str:

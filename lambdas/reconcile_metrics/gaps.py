@@ -9,7 +9,16 @@ from dataclasses import dataclass
 from contract.metrics import FINAL_KINDS, MetricRecord
 from contract.plan import Experiment
 from contract.table import Status
-from lambdas.verdict import SUMMARIES, Emitter, TaskOutcome, Verdict, emitters_of, judge, names_of
+from lambdas.verdict import (
+    Emitter,
+    TaskOutcome,
+    Verdict,
+    emitters_of,
+    judge,
+    names_of,
+    summarized,
+    went_on_without,
+)
 
 
 @dataclass(frozen=True)
@@ -19,7 +28,7 @@ class Gaps:
     missing: dict[Emitter, int]
     """Emitters → how many of their records are known to be missing; those that miss none are left out."""
     unknown: frozenset[Emitter]
-    """Emitters that were cut off before a last record: how many they emitted is not known."""
+    """Emitters of which an attempt was cut off before a last record: how many it emitted is not known."""
 
     @property
     def suspects(self) -> frozenset[Emitter]:
@@ -35,26 +44,31 @@ class Gaps:
 def find_gaps(
     experiment: Experiment, outcomes: Sequence[TaskOutcome], records: Iterable[MetricRecord]
 ) -> Gaps:
-    """Compare every emitter's records with the highest sequence number that it is known to have reached.
+    """Compare the records of every attempt with the highest sequence number that it is known to have reached.
 
-    Records are numbered 0, 1, 2 … without a gap; one that ended well ended with a final record.
+    Each attempt numbers its records 0, 1, 2 … without a gap; an emitter that ended well ended with a summary.
     """
-    arrived: dict[Emitter, set[int]] = {}
-    finished: set[Emitter] = set()
+    records = list(records)
+    arrived: dict[Emitter, dict[int, set[int]]] = {}
     for record in records:
-        emitter: Emitter = (record.role, record.rank)
-        arrived.setdefault(emitter, set()).add(record.seq)
-        if record.kind in FINAL_KINDS:
-            finished.add(emitter)
+        attempts = arrived.setdefault((record.role, record.rank), {})
+        attempts.setdefault(record.attempt, set()).add(record.seq)
+    final = {(record.role, record.rank, record.attempt) for record in records if record.kind in FINAL_KINDS}
     ended_well = {(outcome.role, outcome.rank) for outcome in outcomes if outcome.succeeded}
-    emitters = emitters_of(experiment)
+    unsummarized = ended_well - summarized(records)
     missing: dict[Emitter, int] = {}
-    for emitter in emitters:
-        there = arrived.get(emitter, set())
-        emitted = max(there, default=-1) + 1 + (emitter in ended_well - finished)
-        if lost := emitted - len(there):
+    unknown: set[Emitter] = set()
+    for emitter in emitters_of(experiment):
+        attempts = arrived.get(emitter, {})
+        lost = sum(max(there) + 1 - len(there) for there in attempts.values()) + (emitter in unsummarized)
+        if lost:
             missing[emitter] = lost
-    return Gaps(missing, frozenset(emitters - finished - ended_well))
+        # What the last attempt of one that ended well may lack is counted above.
+        last = max(attempts, default=0)
+        cut_off = {attempt for attempt in attempts or {0} if (*emitter, attempt) not in final}
+        if cut_off - ({last} if emitter in ended_well else set()):
+            unknown.add(emitter)
+    return Gaps(missing, frozenset(unknown))
 
 
 def settle(
@@ -65,14 +79,18 @@ def settle(
 ) -> tuple[Verdict, list[str]]:
     """The last word on an experiment, now that no more records will come, and warnings on its data.
 
-    An experiment whose tasks ended well but whose summaries never arrived has no result: it is FAILED.
+    An experiment whose tasks ended well but whose summaries never arrived has no result: it is FAILED. Nobody
+    waits for the summaries of workers that it went on without.
     """
     verdict = judge(experiment, outcomes, records, error)
     gaps = find_gaps(experiment, outcomes, records)
-    summarized = {(r.role, r.rank) for r in records if r.kind in SUMMARIES}
-    if verdict.status is Status.COMPLETED and (lost := emitters_of(experiment) - summarized):
-        verdict = Verdict(Status.FAILED, f"no result: the summary of {names_of(lost)} did not arrive")
-    warnings = [
+    lost = went_on_without(experiment, outcomes, records) or set()
+    if verdict.status is Status.COMPLETED and (
+        unheard := emitters_of(experiment) - lost - summarized(records)
+    ):
+        verdict = Verdict(Status.FAILED, f"no result: the summary of {names_of(unheard)} did not arrive")
+    warnings = [f"{experiment.name}: {verdict.cause}"] if verdict.status is Status.COMPLETED and lost else []
+    warnings += [
         f"{experiment.name}: {lost} record(s) of {names_of([emitter])} did not arrive"
         for emitter, lost in sorted(gaps.missing.items())
     ]
