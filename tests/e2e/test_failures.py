@@ -84,12 +84,50 @@ def test_dead_server_does_not_keep_anybody_waiting(
     listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"]
     # gRPC listens on IPv6 sockets, which show IPv4 addresses as mapped ones
     addresses = [(ip_address(address.ip.removeprefix("::ffff:")), address.port) for address in listening]
-    assert [(address.is_loopback, port) for address, port in addresses] == [(True, 8000)]
+    assert sorted((address.is_loopback, port) for address, port in addresses) == [(True, 8000), (True, 8001)]
     os.kill(server.pid, signal.SIGKILL)
     described = ended(arn, patience_seconds=60)
     assert described["status"] == "FAILED"
     assert "server was killed (exit code 137" in described["cause"]
     assert running_tasks(cloud) == []
+
+
+def test_training_goes_on_without_a_crashed_worker_until_it_is_back(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    # Given a worker that dies and starts anew: where it is the only one, the server waits for it
+    study = {
+        "experiments": [
+            {"name": "alone", "mode": "async", "workers": 1},
+            {"name": "two", "mode": "sync", "workers": 2},
+        ],
+        "training": QUICK,
+        "faults": {"crashes": [{"rank": 0, "step": 2, "restart_after_seconds": 0.2}]},
+        "on_worker_loss": "continue",
+        "checkpoint": {"interval_seconds": 1},
+    }
+
+    # When it is run
+    arn = start(study)
+    described = ended(arn, patience_seconds=180)
+
+    # Then both experiments completed, and their results say who was lost and who came back
+    assert described["status"] == "SUCCEEDED", described.get("cause")
+    assert _statuses(cloud, arn) == {"COMPLETED"}
+    alone, two = (json.loads(_result(cloud, arn, f"experiments/{name}.json")) for name in ("alone", "two"))
+    assert [result["server_metrics"]["lost_workers"] for result in (alone, two)] == [[0], [0]]
+    assert (alone["server_metrics"]["rejoined_workers"], alone["server_metrics"]["lost_steps"]) == ([0], 0)
+    assert {task["rank"] for task in two["workers"]} >= {1}
+    # And the report has it, with the label of what was injected
+    page = _result(cloud, arn, "report.html").decode()
+    assert "injected crashes: worker 0 at step 2, back after 0.2" in page
+    assert '<h2 id="losses">Losses</h2>' in page
+    # And checkpoints went where the deployment keeps them
+    assert alone["server_metrics"]["checkpoints_written"] >= 1
+    kept = client(cloud, "s3").list_objects_v2(
+        Bucket=cloud.outputs["BucketName"], Prefix=f"checkpoints/{arn.rsplit(':', 1)[1]}/"
+    )
+    assert {item["Key"].split("/")[2] for item in kept["Contents"]} == {"alone", "two"}
 
 
 def test_stopped_execution_is_swept(cloud: Cloud, start: Callable[..., str]) -> None:

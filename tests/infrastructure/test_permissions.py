@@ -1,9 +1,12 @@
 """Who may do what: what each part needs and no more."""
 
+import json
+from fnmatch import fnmatchcase
 from typing import Any
 
 import pytest
 
+from contract.table import SERVER_TOKEN, metrics_partition, server_partition, study_partition
 from tests.infrastructure.conftest import Assembly, actions_of
 
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
@@ -139,18 +142,75 @@ def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: 
     assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
 
 
-def test_the_server_answers_its_rendezvous_and_a_worker_reads_data_sets(assembly: Assembly) -> None:
-    roles = {
-        resource["Properties"]["ContainerDefinitions"][0]["Name"]: resource["Properties"]["TaskRoleArn"]
-        for resource in assembly.resources("AWS::ECS::TaskDefinition").values()
+@pytest.fixture
+def task_statements(assembly: Assembly) -> dict[str, list[dict[str, Any]]]:
+    """What the server's and the workers' role may do."""
+    definitions = assembly.resources("AWS::ECS::TaskDefinition").values()
+    return {
+        definition["Properties"]["ContainerDefinitions"][0]["Name"]: assembly.statements(
+            definition["Properties"]["TaskRoleArn"]
+        )
+        for definition in definitions
     }
-    assert allowed(assembly, roles["server"]) == {
-        "dynamodb:GetItem",
-        "states:SendTaskSuccess",
-        "states:SendTaskFailure",
-        "states:SendTaskHeartbeat",
-    }
-    (reading,) = assembly.statements(roles["worker"])
-    assert actions_of(reading) == ["s3:GetObject"]
+
+
+def rows(assembly: Assembly, statement: dict[str, Any]) -> tuple[list[str], str]:
+    """Actions on the table, and the one pattern of partitions that they are for."""
+    table, _ = assembly.only("AWS::DynamoDB::Table")
+    assert statement["Resource"] == {"Fn::GetAtt": [table, "Arn"]}
+    ((operator, condition),) = statement["Condition"].items()
+    assert operator == "ForAllValues:StringLike"
+    ((key, pattern),) = condition.items()
+    assert key == "dynamodb:LeadingKeys"
+    return actions_of(statement), pattern if isinstance(pattern, str) else pattern[0]
+
+
+def test_the_server_announces_itself_and_answers_its_rendezvous(
+    assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
+) -> None:
+    token, announcement, answer, *_ = task_statements["server"]
+    assert rows(assembly, token) == (["dynamodb:GetItem"], "STUDY#*")
+    assert rows(assembly, announcement) == (["dynamodb:PutItem"], "SERVER#*/*")
+    machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
+    assert actions_of(answer) == ["states:SendTaskSuccess", "states:SendTaskFailure"]
+    assert answer["Resource"] == {"Ref": machine}
+
+
+def test_the_server_keeps_checkpoints_under_one_prefix(
+    assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
+) -> None:
     bucket, _ = assembly.only("AWS::S3::Bucket")
-    assert reading["Resource"] == {"Fn::Join": ["", [{"Fn::GetAtt": [bucket, "Arn"]}, "/datasets/*"]]}
+    arn = {"Fn::GetAtt": [bucket, "Arn"]}
+    *others, listing, objects = task_statements["server"]
+    assert len(others) == 3
+    assert actions_of(listing) == ["s3:ListBucket"]
+    assert listing["Resource"] == arn
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["checkpoints/*"]}}
+    assert actions_of(objects) == ["s3:GetObject", "s3:PutObject", "s3:DeleteObject"]
+    assert objects["Resource"] == {"Fn::Join": ["", [arn, "/checkpoints/*"]]}
+
+
+def test_a_worker_reads_announcements_and_data_sets(
+    assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
+) -> None:
+    announcement, data = task_statements["worker"]
+    assert rows(assembly, announcement) == (["dynamodb:GetItem"], "SERVER#*/*")
+    assert actions_of(data) == ["s3:GetObject"]
+    bucket, _ = assembly.only("AWS::S3::Bucket")
+    assert data["Resource"] == {"Fn::Join": ["", [{"Fn::GetAtt": [bucket, "Arn"]}, "/datasets/*"]]}
+
+
+def test_the_patterns_of_partitions_fit_their_rows_alone() -> None:
+    study, name = "a-study", "sync_1worker"
+    others = (study_partition(study), metrics_partition(study, name))
+    assert fnmatchcase(server_partition(study, name), "SERVER#*/*")
+    assert fnmatchcase(study_partition(study), "STUDY#*")
+    assert not [other for other in others if fnmatchcase(other, "SERVER#*/*")]
+
+
+def test_the_state_machine_never_reads_what_lets_workers_in(machine: dict[str, Any]) -> None:
+    """A history keeps whole rows: one with a token must be none that a state reads or writes."""
+    text = json.dumps(machine)
+    assert "STUDY#" in text
+    assert server_partition("", "").removesuffix("/") not in text
+    assert SERVER_TOKEN not in text

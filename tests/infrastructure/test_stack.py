@@ -8,10 +8,10 @@ import pytest
 from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as EMULATED
 
 from cdk import EMBEDDED_CLOUD
-from cdk.network import VPC_CIDR
+from cdk.network import DATA_PORT, VPC_CIDR
 from contract.metrics import FILTER_PATTERN
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
-from contract.task import SERVER_PORT
+from contract.task import SERVER_PORT, TaskEnvironment
 from lambdas.environment import FunctionEnvironment
 from tests.infrastructure.conftest import Assembly
 
@@ -67,9 +67,14 @@ def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly:
         assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
 
 
-def test_layers_alone_are_for_aws_alone(assembly: Assembly) -> None:
-    conditional = {r["Type"] for r in assembly.template["Resources"].values() if "Condition" in r}
-    assert conditional == {"AWS::Lambda::LayerVersion"}
+def test_layers_and_the_guard_of_the_ports_alone_are_for_aws_alone(assembly: Assembly) -> None:
+    conditional = {
+        r["Type"]: r["Condition"] for r in assembly.template["Resources"].values() if "Condition" in r
+    }
+    assert conditional == {
+        "AWS::Lambda::LayerVersion": "OnAws",
+        "AWS::EC2::SecurityGroupIngress": "OnAws",
+    }
     layers = assembly.resources("AWS::Lambda::LayerVersion")
     for name, function in assembly.functions().items():
         condition, on_aws, elsewhere = function["Layers"]["Fn::If"]
@@ -152,6 +157,14 @@ def test_a_functions_handler_can_be_called_and_is_told_what_it_reads(assembly: A
     assert given - known <= OTHERS_VARIABLES
 
 
+def test_records_are_awaited_for_as_long_as_a_subscription_may_take(assembly: Assembly) -> None:
+    """The emulator delivers once or never: there, waiting for what was not delivered would hold up every report."""
+    reconcile = assembly.functions()["reconcile_metrics"]
+    on_aws, embedded = reconcile["Environment"]["Variables"]["PATIENCE_SECONDS"]["Fn::If"][1:]
+    assert 180 <= float(on_aws) < reconcile["Timeout"] / 2
+    assert float(embedded) <= 10
+
+
 def test_a_function_ends_before_its_state_gives_up(assembly: Assembly, machine: dict[str, Any]) -> None:
     patience = {
         "plan_study": machine["States"]["PlanStudy"]["TimeoutSeconds"],
@@ -166,15 +179,22 @@ def test_a_function_ends_before_its_state_gives_up(assembly: Assembly, machine: 
     assert all(properties["Timeout"] <= 900 for properties in assembly.functions().values())
 
 
-def test_nobody_reaches_the_tasks_from_outside(assembly: Assembly) -> None:
-    _, group = assembly.only("AWS::EC2::SecurityGroup")
-    (ingress,) = group["SecurityGroupIngress"]
-    assert (ingress["CidrIp"], ingress["FromPort"], ingress["ToPort"], ingress["IpProtocol"]) == (
-        VPC_CIDR,
-        SERVER_PORT,
-        SERVER_PORT,
-        "tcp",
-    )
+def test_tasks_reach_one_anothers_two_ports_and_nobody_else_does(assembly: Assembly) -> None:
+    logical_id, group = assembly.only("AWS::EC2::SecurityGroup")
+    assert "SecurityGroupIngress" not in group
+    tasks = {"Fn::GetAtt": [logical_id, "GroupId"]}
+    _, ingress = assembly.only("AWS::EC2::SecurityGroupIngress")
+    assert ingress.pop("Description")
+    assert ingress == {
+        "GroupId": tasks,
+        "SourceSecurityGroupId": tasks,
+        "IpProtocol": "tcp",
+        "FromPort": SERVER_PORT,
+        "ToPort": DATA_PORT,
+    }
+    assert DATA_PORT == SERVER_PORT + 1
+    _, workflow = assembly.only("AWS::StepFunctions::StateMachine")
+    assert workflow["DefinitionSubstitutions"]["SecurityGroup"] == tasks
     _, vpc = assembly.only("AWS::EC2::VPC")
     assert vpc["CidrBlock"] == VPC_CIDR
     assert len(assembly.resources("AWS::EC2::Subnet")) == 2
@@ -191,6 +211,19 @@ def test_tasks_are_one_container_that_is_told_its_role(assembly: Assembly) -> No
         assert container["Essential"] is True
         roles.append(container["Name"])
     assert sorted(roles) == ["server", "worker"]
+
+
+def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly: Assembly) -> None:
+    logical_id, bucket = assembly.only("AWS::S3::Bucket")
+    told = {}
+    for resource in assembly.resources("AWS::ECS::TaskDefinition").values():
+        (container,) = resource["Properties"]["ContainerDefinitions"]
+        told[container["Name"]] = container.get("Environment", [])
+    location = {"Fn::Join": ["", ["s3://", {"Ref": logical_id}, "/checkpoints"]]}
+    assert told == {"server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}], "worker": []}
+    assert "checkpoint_location" in TaskEnvironment.model_fields
+    (rule,) = bucket["LifecycleConfiguration"]["Rules"]
+    assert rule == {"Prefix": "checkpoints/", "ExpirationInDays": 7, "Status": "Enabled"}
 
 
 def test_clean_up_runs_when_an_execution_ends_badly_and_on_a_schedule(assembly: Assembly) -> None:

@@ -2,8 +2,10 @@
 
 import json
 import re
-from collections.abc import Iterator
-from typing import Any
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import pytest
 from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
@@ -13,8 +15,8 @@ from contract.plan import Experiment, plan
 from contract.study import Mode, parse_study
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY, experiment_sort, rendezvous_sort, study_partition
 from contract.task import TaskEnvironment
-from lambdas.plan_study.launch import launch_item
-from tests.infrastructure.conftest import Assembly
+from lambdas.plan_study.launch import RESTARTS, launch_item
+from tests.infrastructure.conftest import REPOSITORY, Assembly
 
 SUBSTITUTIONS = {name: f"<{name}>" for name in statemachine.placeholders()} | {"Subnets": "subnet-1,subnet-2"}
 OTHERS_VARIABLES = {"AWS_DEFAULT_REGION", "OMP_NUM_THREADS"}
@@ -193,9 +195,9 @@ def test_the_rows_that_it_writes_and_reads_are_the_contracts(
     rendered: Machine, experiment: Experiment, item: dict[str, Any]
 ) -> None:
     partition = {PARTITION_KEY: {"S": study_partition(experiment.study_id)}}
-    rendezvous = {**partition, SORT_KEY: {"S": rendezvous_sort(experiment.name)}}
+    rendezvous = {**partition, SORT_KEY: {"S": rendezvous_sort(experiment.name, 1)}}
     variables = {
-        "states": {"input": item, "context": {"Task": {"Token": "token-1"}}},
+        "states": {"input": {**item, "shard": 1}, "context": {"Task": {"Token": "token-1"}}},
         "experiment": item,
     }
     found = states(rendered)
@@ -212,9 +214,10 @@ def test_the_rows_that_it_writes_and_reads_are_the_contracts(
 def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
     rendered: Machine, experiment: Experiment, item: dict[str, Any]
 ) -> None:
-    variables = {"states": {"input": {"rank": 2, "address": "10.73.0.9:8000"}}, "experiment": item}
+    inputs = {"server": {"shard": 0}, "worker": {"rank": 2, "attempt": 0, "address": "10.73.0.9:8000"}}
     read = {}
     for state, role in (("RunServer", "server"), ("RunWorker", "worker")):
+        variables = {"states": {"input": inputs[role]}, "experiment": item}
         arguments = evaluated(states(rendered)[state]["Arguments"], **variables)
         assert arguments["Group"] == experiment.task_group
         assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
@@ -243,14 +246,189 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
     assert (server.server_mode, server.total_workers_expected, server.seed) == (Mode.ASYNC, 3, 5)
 
 
+@pytest.mark.parametrize(("state", "retries"), [({"RetryCount": 0}, 0), ({"RetryCount": 3}, 3), ({}, 0)])
+@pytest.mark.parametrize("losses", [0, 2])
+def test_a_worker_is_told_how_many_times_it_was_started_before(
+    rendered: Machine, item: dict[str, Any], state: dict[str, int], retries: int, losses: int
+) -> None:
+    """Not every interpreter of the language says so of a state that is tried for the first time."""
+    given = {
+        "input": {"rank": 2, "attempt": losses, "address": "10.73.0.9:8000"},
+        "context": {"State": state},
+    }
+    arguments = evaluated(states(rendered)["RunWorker"]["Arguments"], states=given, experiment=item)
+    (container,) = arguments["Overrides"]["ContainerOverrides"]
+    said = {pair["Name"]: pair["Value"] for pair in container["Environment"]}
+    assert said["WORKER_ATTEMPT"] == str(losses + retries)
+    assert TaskEnvironment.from_environ(said).worker_attempt == losses + retries
+
+
+def test_each_shard_has_a_server_and_workers_are_told_all_addresses(rendered: Machine) -> None:
+    document = {"experiments": [{"mode": "sync", "workers": 2}], "shards": 3}
+    item = launch_item(plan(parse_study(document), "study-1")[0])
+    found = states(rendered)
+    for name in ("RunServers", "AwaitServers"):
+        assert evaluated(found[name]["Items"], experiment=item) == [0, 0, 0]
+        context = {"Map": {"Item": {"Index": 2, "Value": 0}}}
+        assert evaluated(found[name]["ItemSelector"], states={"context": context})["shard"] == 2
+    said = evaluated(found["RunServer"]["Arguments"], states={"input": {"shard": 2}}, experiment=item)
+    (container,) = said["Overrides"]["ContainerOverrides"]
+    server = TaskEnvironment.from_environ({p["Name"]: p["Value"] for p in container["Environment"]})
+    assert (server.shards, server.shard_index) == (3, 2)
+    for addresses in (["10.0.0.1:8000"], ["10.0.0.1:8000", "10.0.0.2:8000", "10.0.0.3:8000"]):
+        result = [{"address": address} for address in addresses]
+        output = evaluated(found["AwaitServers"]["Output"], states={"result": result})
+        assert output == {"address": ",".join(addresses)}
+
+
 def test_workers_are_told_apart_and_find_the_server(rendered: Machine, item: dict[str, Any]) -> None:
     workers = states(rendered)["RunWorkers"]
-    assert evaluated(workers["Items"], experiment=item) == [0, 1, 2]
-    context = {"Map": {"Item": {"Value": 1}}}
+    assert evaluated(workers["Items"], experiment=item) == [0, 0, 0]
+    context = {"Map": {"Item": {"Index": 1, "Value": 3}}}
     selected = evaluated(
         workers["ItemSelector"], states={"input": {"address": "10.73.0.9:8000"}, "context": context}
     )
-    assert selected == {"rank": 1, "address": "10.73.0.9:8000"}
+    assert selected == {"rank": 1, "restarts": 3, "attempt": 0, "address": "10.73.0.9:8000"}
+
+
+class Life(NamedTuple):
+    """What became of one task: with which input it was started each time, and the state that ended it."""
+
+    starts: list[dict[str, Any]]
+    end: str
+
+
+def life(
+    machine: Machine, start_at: str, given: dict[str, Any], losses: Iterable[dict[str, str]], **variables: Any
+) -> Life:
+    """Follow a task's way from state to state; it is lost as `losses` say, and then ends well."""
+    found, lost, starts, name = states(machine), iter(losses), [], start_at
+    while True:
+        state = found[name]
+        if state["Type"] == "Task":
+            starts.append(given)
+            if (error := next(lost, None)) is None:
+                return Life(starts, name)
+            (catcher,) = state["Catch"]
+            assert catcher["ErrorEquals"] == ["States.ALL"]
+            told = {"input": given, "errorOutput": error, "context": {"State": {"RetryCount": 0}}}
+            given, name = evaluated(catcher["Output"], states=told, **variables), catcher["Next"]
+        elif state["Type"] == "Choice":
+            met = (
+                choice["Next"]
+                for choice in state["Choices"]
+                if evaluated(choice["Condition"], states={"input": given}, **variables)
+            )
+            name = next(met, state["Default"])
+        else:
+            return Life(starts, name)
+
+
+def exited(code: int | None) -> dict[str, str]:
+    """What Step Functions says of a task that ended badly: ECS's description, keys in the order of letters."""
+    container = {
+        "ContainerArn": "arn:aws:ecs:…",
+        "Cpu": "0",
+        "ExitCode": code,
+        "GpuIds": [],
+        "Name": "worker",
+    }
+    cause = json.dumps({"Attachments": [], "Containers": [container]}, separators=(",", ":"))
+    return {"Error": "States.TaskFailed", "Cause": cause}
+
+
+KILLED, TAKEN_AWAY, GAVE_UP = exited(137), exited(None), exited(1)
+NOT_STARTED = {"Error": "ECS.TaskFailedToStartException", "Cause": "RESOURCE:FARGATE"}
+TIMED_OUT = {"Error": "States.Timeout"}
+
+
+def lost_worker(rendered: Machine, document: dict[str, Any], *losses: dict[str, str]) -> Life:
+    """What becomes of worker 1 of two."""
+    document = {"experiments": [{"mode": "async", "workers": 2}], **document}
+    own = launch_item(plan(parse_study(document), "study-1")[0])
+    selector = states(rendered)["RunWorkers"]["ItemSelector"]
+    value = evaluated(states(rendered)["RunWorkers"]["Items"], experiment=own)[1]
+    context = {"Map": {"Item": {"Index": 1, "Value": value}}}
+    given = evaluated(selector, states={"input": {"address": "10.73.0.9:8000"}, "context": context})
+    return life(rendered, "RunWorker", given, losses, experiment=own)
+
+
+def test_a_lost_worker_fails_the_others_unless_the_study_says_otherwise(rendered: Machine) -> None:
+    ended = lost_worker(rendered, {}, KILLED)
+    assert (len(ended.starts), ended.end) == (1, "LoseWorker")
+    failure = evaluated(states(rendered)["LoseWorker"], states={"input": {"error": "E", "cause": "why"}})
+    # A Fail state must not use the names of Step Functions itself, States.….
+    assert (failure["Type"], failure["Error"], failure["Cause"]) == ("Fail", "WorkerLost", "E: why")
+
+
+@pytest.mark.parametrize("loss", [KILLED, TAKEN_AWAY, NOT_STARTED, {"Error": "E"}])
+def test_a_struck_worker_is_started_again_under_its_rank(rendered: Machine, loss: dict[str, str]) -> None:
+    ended = lost_worker(rendered, {"on_worker_loss": "continue"}, loss, loss)
+    assert [(start["rank"], start["attempt"], start["address"]) for start in ended.starts] == [
+        (1, attempt, "10.73.0.9:8000") for attempt in range(3)
+    ]
+    assert ended.end == "RunWorker"
+
+
+def test_the_others_go_on_without_a_worker_that_is_struck_each_time(rendered: Machine) -> None:
+    ended = lost_worker(rendered, {"on_worker_loss": "continue"}, *[KILLED] * 10)
+    assert (len(ended.starts), ended.end) == (RESTARTS + 1, "GoOnWithoutWorker")
+    assert states(rendered)["GoOnWithoutWorker"]["End"] is True
+
+
+@pytest.mark.parametrize("loss", [GAVE_UP, TIMED_OUT], ids=["gave up", "timed out"])
+def test_a_worker_that_would_end_so_again_is_not_started_again(
+    rendered: Machine, loss: dict[str, str]
+) -> None:
+    ended = lost_worker(rendered, {"on_worker_loss": "continue"}, loss)
+    assert (len(ended.starts), ended.end) == (1, "GoOnWithoutWorker")
+
+
+@pytest.mark.parametrize(("restart_after", "starts"), [({}, 1), ({"restart_after_seconds": 5}, 2)])
+def test_a_worker_that_is_to_stay_away_is_not_started_again(
+    rendered: Machine, restart_after: dict[str, int], starts: int
+) -> None:
+    crash = {"rank": 1, "step": 20, **restart_after}
+    ended = lost_worker(rendered, {"on_worker_loss": "continue", "faults": {"crashes": [crash]}}, KILLED)
+    assert len(ended.starts) == starts
+
+
+@pytest.mark.parametrize(
+    ("document", "losses", "starts", "end"),
+    [
+        ({}, [KILLED], 1, "LoseServer"),
+        ({"on_worker_loss": "continue"}, [KILLED], 1, "LoseServer"),
+        ({"checkpoint": {}}, [], 1, "RunServer"),
+        ({"checkpoint": {}}, [KILLED, TAKEN_AWAY], 3, "RunServer"),
+        ({"checkpoint": {}}, [KILLED] * 10, RESTARTS + 1, "LoseServer"),
+        ({"checkpoint": {}}, [GAVE_UP], 1, "LoseServer"),
+        ({"checkpoint": {}}, [TIMED_OUT], 1, "LoseServer"),
+    ],
+)
+def test_a_struck_server_with_checkpoints_is_started_again(
+    rendered: Machine, document: dict[str, Any], losses: list[dict[str, str]], starts: int, end: str
+) -> None:
+    own = launch_item(plan(parse_study(document), "study-1")[0])
+    given = {"shard": 0, "restarts": own["server_restarts"][0]}
+    ended = life(rendered, "RunServer", given, losses, experiment=own)
+    assert (len(ended.starts), ended.end) == (starts, end)
+    assert (states(rendered)["LoseServer"]["Type"], states(rendered)["LoseServer"]["Error"]) == (
+        "Fail",
+        "ServerLost",
+    )
+
+
+def test_the_exit_code_that_is_not_tried_again_is_that_of_a_task_that_gave_up() -> None:
+    """A server without its settings gives up before it listens."""
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime", "server"],
+        cwd=REPOSITORY,
+        env={"SERVER_MODE": "none"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
+    assert exited(done.returncode) == GAVE_UP
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Whole experiments over gRPC on loopback: what the modes promise, in figures."""
+"""Whole experiments on loopback: what the modes promise, in figures."""
 
 import os
 import subprocess
@@ -21,11 +21,14 @@ from contract.metrics import (
 )
 from contract.task import TaskEnvironment
 from runtime.connection import Connection
+from runtime.data_connection import wires_for
 from runtime.model import build_model
 from runtime.parameters import FlatModel
+from runtime.sharded_connection import ShardedConnection
 from runtime.sharding import Sharding
 from runtime.split import Split
 from runtime.training import Training
+from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
@@ -112,9 +115,9 @@ def test_async_gradients_are_as_stale_as_there_are_other_workers(tmp_path: Path)
     assert all(0 < s.emulated_seconds <= s.compute_seconds for s in summaries)
 
 
-def test_a_large_model_travels_in_chunks(tmp_path: Path) -> None:
+def test_a_large_model_travels_in_blocks(tmp_path: Path) -> None:
     settings = {"DATASET": "synthetic", "MODEL": "cifar-cnn", "BATCH_SIZE": 32, "LEARNING_RATE": 0.02}
-    with experiment(tmp_path, 2, EPOCHS=1, **settings) as running:
+    with experiment(tmp_path, 2, EPOCHS=1, TRANSPORT="tcp", **settings) as running:
         assert_all_succeed(running)
         summaries = [worker.records(WorkerSummary)[0] for worker in running.workers]
         parameters = running.server.records(TaskStarted)[0].parameters
@@ -142,7 +145,11 @@ def test_a_torchvision_model_trains_on_images_from_a_folder(tmp_path: Path) -> N
 def train_here(folder: Path, augment: bool) -> float | None:
     """Mean loss of one epoch on a few images in CIFAR10's shape, of a worker in this process."""
     folder.mkdir()
-    settings: dict[str, Any] = {"dataset": Dataset.CIFAR10, "model": ModelName.LOGISTIC_REGRESSION}
+    settings: dict[str, Any] = {
+        "dataset": Dataset.CIFAR10,
+        "model": ModelName.LOGISTIC_REGRESSION,
+        "epochs": 1,
+    }
     environment = TaskEnvironment(augment=augment, **settings)
     split = Split(torch.arange(64 * 3072).view(64, 3, 32, 32) % 251, torch.arange(64) % 10, 125.0, 70.0)
     model = FlatModel(
@@ -151,16 +158,19 @@ def train_here(folder: Path, augment: bool) -> float | None:
     sharding = Sharding(len(split), workers=1, batch_size=16, seed=0)
     running = Experiment(folder, 1, **{name.upper(): value for name, value in settings.items()})
     try:
-        with Connection(
+        connection = Connection(
             running.address,
             Sender(study="study", experiment=running.name, rank=0),
-            parameters=model.length,
-            steps=sharding.steps_per_epoch,
+            trust=Trust(),
             timeout_seconds=PATIENCE,
             abandon=lambda error: pytest.fail(str(error)),
-        ) as connection:
-            training = Training(environment, sharding, split, model, connection)
-            loss: float | None = training.run_epoch(1)["loss"]
+        )
+        with ShardedConnection([connection]) as server:
+            wires = wires_for(environment, [model.length])
+            training = Training(environment, sharding, split, model, wires[0].vectors)
+            training.begin(server, server.ready(wires, training.steps, next_step=0))
+            [epoch] = training.epochs()
+            loss: float | None = epoch["loss"]
             training.finish()
         assert running.server.wait(PATIENCE) == 0
     finally:
@@ -216,7 +226,7 @@ def test_the_command_line_runs_both_roles() -> None:
         ),
         ({"MODEL": "resnet18"}, "MODEL: resnet18 does not fit digits; choose digits-cnn, mlp, logistic"),
         ({"OMP_NUM_THREADS": "many"}, "OMP_NUM_THREADS is 'many'; expected a number of threads"),
-        ({"PARAMETER_SERVER_ADDRESS": ""}, "PARAMETER_SERVER_ADDRESS is not set"),
+        ({"PARAMETER_SERVER_ADDRESS": ""}, "PARAMETER_SERVER_ADDRESS has 0 addresses; expected host:port of"),
     ],
 )
 def test_a_task_that_cannot_start_says_why_in_one_line(

@@ -6,7 +6,9 @@ would cost each of them two seconds.
 
 import multiprocessing
 import os
+import random
 import re
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from contract.metrics import MetricRecord, Record, from_line, is_metric_line
 from runtime.__main__ import main
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["runtime.server", "runtime.worker"])
+CONTEXT.set_forkserver_preload(["runtime.server", "runtime.worker", "preloaded"])
 
 START_SECONDS = 60.0
 """For a process to say what is waited for, on however slow a machine."""
@@ -82,6 +84,22 @@ class Task:
         return path.read_text() if path.exists() else ""
 
 
+def free_ports() -> int:
+    """A port that is free, as the next one is: those of a server that is to be started again.
+
+    Below the ports that the kernel gives away.
+    """
+    while True:
+        port = random.randrange(20_000, 32_000)
+        with socket.socket() as first, socket.socket() as second:
+            try:
+                first.bind(("127.0.0.1", port))
+                second.bind(("127.0.0.1", port + 1))
+            except OSError:
+                continue
+            return port
+
+
 class Experiment:
     """A server and its workers, each with the same settings."""
 
@@ -97,9 +115,16 @@ class Experiment:
             "SERVER_PORT": "0",
             **{name: str(value) for name, value in settings.items()},
         }
-        self.server = Task("server", self._environ, folder / "server")
-        self.address = self.server.wait_for(r"listening on (\S+)")[1]
         self.workers: list[Task] = []
+        self._servers = 0
+        self.start_server()
+
+    def start_server(self) -> Task:
+        """Start the server, also in place of one that is gone."""
+        self.server = Task("server", self._environ, self._folder / f"server-{self._servers}")
+        self._servers += 1
+        self.address = self.server.wait_for(r"listening on (\S+)")[1]
+        return self.server
 
     def start_worker(self, rank: int, **settings: object) -> Task:
         """Start the worker of a rank, with other settings where they are given."""
@@ -113,6 +138,11 @@ class Experiment:
         self.workers.append(worker)
         return worker
 
+    def start_workers(self, **settings: object) -> None:
+        """Start those of all ranks."""
+        for rank in range(int(self._environ["TOTAL_WORKERS_EXPECTED"])):
+            self.start_worker(rank, **settings)
+
     @property
     def tasks(self) -> list[Task]:
         return [self.server, *self.workers]
@@ -122,16 +152,27 @@ class Experiment:
         deadline = time.monotonic() + seconds
         return [task.wait(max(deadline - time.monotonic(), 0)) for task in self.tasks]
 
+    def kill(self) -> None:
+        """Leave nothing of it running."""
+        for task in self.tasks:
+            task.process.kill()
+            task.process.join()
+
+
+@contextmanager
+def served(folder: Path, workers: int, **settings: object) -> Iterator[Experiment]:
+    """An experiment whose workers are yet to be started; nothing of it is left running."""
+    folder.mkdir(exist_ok=True)
+    running = Experiment(folder, workers, **settings)
+    try:
+        yield running
+    finally:
+        running.kill()
+
 
 @contextmanager
 def experiment(folder: Path, workers: int, **settings: object) -> Iterator[Experiment]:
     """An experiment with all its workers started; nothing of it is left running."""
-    running = Experiment(folder, workers, **settings)
-    try:
-        for rank in range(workers):
-            running.start_worker(rank)
+    with served(folder, workers, **settings) as running:
+        running.start_workers()
         yield running
-    finally:
-        for task in running.tasks:
-            task.process.kill()
-            task.process.join()

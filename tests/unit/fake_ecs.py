@@ -42,6 +42,8 @@ class FakeTask:
         environment = [{"name": "SERVER_MODE", "value": "sync"}]
         if self.role == "worker":
             environment.append({"name": "WORKER_RANK", "value": str(self.rank)})
+        elif self.rank:
+            environment.append({"name": "SHARD_INDEX", "value": str(self.rank)})
         return {
             "taskArn": self.arn,
             "clusterArn": CLUSTER,

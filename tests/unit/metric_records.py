@@ -66,6 +66,8 @@ def _values(annotation: Any, limits: dict[str, Any]) -> st.SearchStrategy[Any]: 
         return st.sampled_from(arguments)
     if origin is dict:
         return st.dictionaries(_values(arguments[0], {}), _values(arguments[1], {}), max_size=5)
+    if origin is list:
+        return st.lists(_values(arguments[0], {}), max_size=5)
     if isinstance(annotation, type) and issubclass(annotation, Enum):
         return st.sampled_from(annotation)
     if annotation is type(None):

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from itertools import count
+from math import ceil, log2
 from random import Random
 from statistics import fmean
 
@@ -26,11 +27,12 @@ from contract.metrics import (
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
-from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
+from lambdas.publish_report.aggregation import experiment_result
+from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult, StudyOutcome
 
 BEGIN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TRAIN_SAMPLES, TEST_SAMPLES = 1437, 360
-ROUND_TRIP, TEST_TIME = 0.004, 0.02
+ROUND_TRIP, SERIALIZE, TEST_TIME = 0.004, 0.001, 0.02
 EMULATED = {"mode": "emulated", "distribution": "exponential", "mean_ms": 50}
 
 
@@ -59,6 +61,7 @@ def study_outcome(
     epochs: int = 5,
     compute: dict[str, object] | None = None,
     aggregation: dict[str, object] | None = None,
+    network: dict[str, object] | None = None,
     failing: str = "",
     name: str = "scaling",
     host: str = "",
@@ -74,6 +77,7 @@ def study_outcome(
         "training": {"dataset": "digits", "epochs": epochs},
         "compute": compute or EMULATED,
         **({"aggregation": aggregation} if aggregation else {}),
+        **({"network": network} if network else {}),
     }
     experiments = [
         failed_outcome(experiment) if experiment.name == failing else completed_outcome(experiment)
@@ -92,6 +96,39 @@ def study_outcome(
         started_at=BEGIN,
         ended_at=BEGIN + timedelta(minutes=4, seconds=37),
         experiments=experiments,
+    )
+
+
+def measured(
+    mode: str,
+    workers: int,
+    seconds: float | None,
+    *,
+    seed: int = 0,
+    correct: int = 342,
+    status: Status = Status.COMPLETED,
+    name: str | None = None,
+    told: dict[str, object] | None = None,
+    exchange: dict[str, object] | None = None,
+    network: dict[str, object] | None = None,
+    server: dict[str, object] | None = None,
+) -> ExperimentResult:
+    """A result that says just this much; `server`: more of what the server measured."""
+    asked = {"name": name, "mode": mode, "workers": workers, "seed": seed, "aggregation": told or {}}
+    asked |= {"exchange": exchange or {}, "network": network or {}}
+    study = parse_study({"experiments": [asked], "compute": EMULATED})
+    empty = experiment_result(ExperimentOutcome(experiment=plan(study, "study-1")[0], status=status))
+    tested = {
+        "final_test_correct": correct,
+        "final_test_samples": 360,
+        "final_test_accuracy_percent": 100 * correct / 360,
+    }
+    known = {"total_training_time_seconds": seconds, "global_steps_completed": 100, **(server or {})}
+    return empty.model_copy(
+        update={
+            "server_metrics": empty.server_metrics.model_copy(update=known),
+            "worker_metrics_aggregated": empty.worker_metrics_aggregated.model_copy(update=tested),
+        }
     )
 
 
@@ -245,8 +282,14 @@ def _server_records(experiment: Experiment, run: Gradients) -> Iterator[MetricRe
         all_training_seconds=run.all_training_seconds,
         staleness_histogram=dict(Counter(stale)),
         apply_seconds=run.updates * 0.0006,
+        barrier_wait_histogram=dict(Counter(bin_of(wait) for mine in run.waits for wait in mine)),
         parameters_sha256="5e" * 32,
     )
+
+
+def bin_of(wait: float) -> float:
+    """A millisecond, or twice, four times … as much."""
+    return 0.001 * 2 ** max(0, ceil(log2(wait / 0.001))) if wait else 0.001
 
 
 def _worker_records(
@@ -271,6 +314,8 @@ def _worker_records(
             samples_per_second=samples / (draws + waits + per_epoch * ROUND_TRIP),
             compute_seconds=draws,
             push_pull_seconds=per_epoch * ROUND_TRIP,
+            serialize_seconds=per_epoch * SERIALIZE,
+            transfer_seconds=per_epoch * (ROUND_TRIP - SERIALIZE),
             waiting_seconds=waits,
             evaluation_seconds=TEST_TIME,
             loss=2.2 * error,
@@ -288,6 +333,9 @@ def _worker_records(
         compute_seconds=draws,
         emulated_seconds=draws,
         push_pull_seconds=epochs * per_epoch * ROUND_TRIP,
+        serialize_seconds=epochs * per_epoch * SERIALIZE,
+        transfer_seconds=epochs * per_epoch * (ROUND_TRIP - SERIALIZE),
+        transport="tls",
         waiting_seconds=waits,
         evaluation_seconds=epochs * TEST_TIME,
         sent_bytes=epochs * per_epoch * 220_264,

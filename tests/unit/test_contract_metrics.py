@@ -82,6 +82,13 @@ def test_a_record_survives_plain_json_values(record: MetricRecord) -> None:
     assert from_mapping(json.loads(json.dumps(to_mapping(record), allow_nan=False))) == record
 
 
+def test_a_record_from_before_attempts_were_counted_is_read_as_the_first() -> None:
+    record = from_line(changed())
+    assert isinstance(record, ServerInterval)
+    assert (record.attempt, record.workers_away, record.sent_bytes) == (0, 0, 0)
+    assert from_line(changed(attempt=3)) == record.model_copy(update={"attempt": 3})
+
+
 def test_the_longest_reason_is_not_too_long_for_a_line() -> None:
     """Every character outside the basic plane takes twelve in ASCII."""
     record = TaskFailed(
@@ -127,6 +134,9 @@ def test_a_line_that_only_mentions_the_marker_is_no_metric_line(text: str) -> No
         ({"rank": 32}, "rank"),
         ({"rank": -1}, "rank"),
         ({"rank": 1.5}, "rank"),
+        ({"attempt": -1}, "attempt"),
+        ({"attempt": 1000}, "attempt"),
+        ({"attempt": None}, "attempt"),
         ({"seq": "first"}, "seq"),
         ({"seq": 10**9}, "seq"),
         ({"study": ""}, "study"),

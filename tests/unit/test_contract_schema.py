@@ -1,6 +1,7 @@
 """docs/study.schema.json: up to date, helpful in an editor, and of one mind with validation."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,18 @@ VALID: list[dict[str, Any]] = [
     {"compute": {"mode": "emulated", "distribution": "shifted-exponential", "shift_ms": 20}},
     {"compute": {"mode": "emulated", "distribution": "pareto", "tail_index": 1.5}},
     {"compute": {"mode": "emulated", "stragglers": [{"rank": 0, "slowdown": 10}]}},
+    {"exchange": {"compression": "topk", "topk_ratio": 0.5, "transport": "shared-memory", "tls": True}},
+    {"exchange": {"compression": "int8", "tls": None}, "network": {"latency_ms": 0}},
+    {"network": {"bandwidth_mbit_per_second": 0.5, "latency_ms": 10000}},
+    {"experiments": [{"mode": "sync", "workers": 2, "exchange": None, "network": {"latency_ms": 1}}]},
+    {"faults": {"crashes": [{"rank": 0, "step": 0}]}, "checkpoint": {}},
+    {
+        "faults": {"crashes": [{"rank": 0, "step": 9, "restart_after_seconds": 0.5}]},
+        "on_worker_loss": "continue",
+        "checkpoint": {"interval_seconds": 3600, "location": "s3://bucket/checkpoints"},
+    },
+    {"shards": 8},
+    {"faults": {"crashes": []}, "checkpoint": None},
 ]
 MISTAKEN: list[object] = [
     [],
@@ -118,6 +131,24 @@ MISTAKEN: list[object] = [
     {"compute": {"stragglers": [{"rank": 0, "slowdown": 10}]}},
     {"compute": {"mode": "emulated", "stragglers": [{"rank": 0}]}},
     {"compute": {"mode": "emulated", "stragglers": [{"rank": 0, "slowdown": 0.5}]}},
+    {"exchange": {"compression": "gzip"}},
+    {"exchange": {"topk_ratio": 0.1}},
+    {"exchange": {"compression": "fp16", "topk_ratio": 0.1}},
+    {"exchange": {"compression": "topk", "topk_ratio": 0}},
+    {"exchange": {"compression": "topk", "topk_ratio": 0.51}},
+    {"exchange": {"transport": "udp"}},
+    {"experiments": [{"mode": "sync", "workers": 2, "exchange": {"topk_ratio": 0.1}}]},
+    {"network": {"bandwidth_mbit_per_second": 0}},
+    {"network": {"latency_ms": 10001}},
+    {"network": {"latency_ms": None}},
+    {"faults": {"crashes": [{"rank": 0}]}},
+    {"faults": {"crashes": [{"rank": 0, "step": -1}]}},
+    {"faults": {"crashes": [{"rank": 0, "step": step} for step in range(33)]}},
+    {"on_worker_loss": "ignore"},
+    {"checkpoint": {"interval_seconds": 0}},
+    {"checkpoint": {"location": "checkpoints"}},
+    {"shards": 0},
+    {"shards": 9},
     {"matrix": {"mode": ["sync", "sync"]}},
     {"matrix": {"workers": [0]}},
     {"matrix": {"workers": [33]}},
@@ -155,6 +186,15 @@ def test_every_example_is_valid(schema: dict[str, Any], example: Path) -> None:
     document = json.loads(example.read_text(encoding="utf-8"))
     parse_study(document)
     assert is_valid(schema, document)
+
+
+def test_every_study_that_the_documentation_shows_is_valid(schema: dict[str, Any]) -> None:
+    page = (ROOT / "docs" / "study.md").read_text(encoding="utf-8")
+    shown = [json.loads(text) for text in re.findall(r"```json\n(.*?)```", page, re.DOTALL)]
+    assert len(shown) >= 2
+    for document in shown:
+        parse_study(document)
+        assert is_valid(schema, document)
 
 
 def test_there_are_examples() -> None:

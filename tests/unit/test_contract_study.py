@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 
 from contract.aggregation import KEY_OF, Aggregation, Mode
 from contract.catalogue import MODELS_FOR, STORED, Dataset, ModelName
+from contract.checkpoint import Checkpointing
 from contract.compute import Compute
 from contract.document import MAX_WORKERS
 from contract.errors import StudyRefused
+from contract.exchange import Exchange
+from contract.faults import Crash, Faults
+from contract.network import Network
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
@@ -23,6 +27,7 @@ from contract.study import (
     history_events,
     parse_study,
 )
+from contract.task import TaskEnvironment, shared_environment
 from contract.training import Training
 from lambdas.plan_study.launch import launch_item
 
@@ -121,6 +126,51 @@ def test_explicit_experiments_may_say_their_own_and_are_told_apart_by_it() -> No
         ("dc-asgd_lambda0_04_4workers_seed0", 0.04),
         ("dc-asgd_lambda1_4workers_seed0", 1.0),
     ]
+
+
+def test_explicit_experiments_may_travel_in_their_own_way() -> None:
+    """So that one study compares compressions, or bandwidths."""
+    document = {
+        "experiments": [
+            {"name": "plain", "mode": "sync", "workers": 4},
+            {"name": "half", "mode": "sync", "workers": 4, "exchange": {"compression": "fp16"}},
+            {"name": "slow", "mode": "sync", "workers": 4, "network": {"latency_ms": 5}, "exchange": {}},
+        ],
+        "exchange": {"transport": "tcp", "tls": False},
+        "network": {"bandwidth_mbit_per_second": 100},
+    }
+    of_study = (Exchange(transport="tcp", tls=False), Network(bandwidth_mbit_per_second=100))
+    assert [(e.exchange, e.network) for e in planned(document)] == [
+        of_study,
+        (Exchange(compression="fp16"), of_study[1]),
+        (Exchange(), Network(latency_ms=5)),
+    ]
+    unnamed = [{**entry, "name": None} for entry in document["experiments"]]  # type: ignore[dict-item]  # they are
+    assert refusal({**document, "experiments": unnamed}).problems == (
+        "experiments: the name 'sync_4workers_seed0' is used more than once; give each its own 'name'",
+    )
+
+
+def test_a_matrix_shares_what_is_said_of_faults_and_servers() -> None:
+    document = {
+        "faults": {"crashes": [{"rank": 3, "step": 0}, {"rank": 2, "step": 5, "restart_after_seconds": 1}]},
+        "on_worker_loss": "continue",
+        "checkpoint": {"location": "/checkpoints"},
+    }
+    for experiment in planned(document):
+        assert experiment.faults == Faults(
+            crashes=[Crash(rank=3, step=0), Crash(rank=2, step=5, restart_after_seconds=1)]
+        )
+        assert experiment.on_worker_loss == "continue"
+        assert experiment.checkpoint == Checkpointing(interval_seconds=30, location="/checkpoints")
+    for experiment in planned({"shards": 3}):
+        assert (experiment.shards, experiment.task_count) == (3, 7)
+
+
+def test_a_crash_that_ends_an_experiment_may_be_studied() -> None:
+    (experiment, _) = planned({"faults": {"crashes": [{"rank": 1, "step": 20}]}})
+    assert experiment.on_worker_loss == "fail"
+    assert [crash.restart_after_seconds for crash in experiment.faults.crashes] == [None]
 
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
@@ -268,6 +318,100 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
                 "compute.stragglers[2].rank: 1 stands there more than once",
             ],
         ),
+        (
+            {
+                "exchange": {"compression": "fp16", "topk_ratio": 0.1, "transport": "shared-memory"},
+                "network": {"latency_ms": 1},
+            },
+            [
+                "exchange.topk_ratio: belongs to compression topk, not to fp16; leave it out",
+                "exchange.transport: shared-memory does not go over the injected network; choose auto or tcp",
+            ],
+        ),
+        (
+            {"exchange": {"topk_ratio": 0.6, "tls": "on", "compresion": "topk"}},
+            [
+                "exchange.topk_ratio: must be less than or equal to 0.5, not 0.6",
+                "exchange.tls: must be a valid boolean, not 'on'",
+                "exchange.compresion: unknown key; did you mean 'compression'?",
+                "exchange.topk_ratio: belongs to compression topk, not to none; leave it out",
+            ],
+        ),
+        (
+            {
+                "experiments": [
+                    {"mode": "sync", "workers": 2, "network": {"bandwidth_mbit_per_second": 100}},
+                    {"mode": "async", "workers": 2, "exchange": {"topk_ratio": 0.1}},
+                ],
+                "exchange": {"transport": "shared-memory"},
+            },
+            [
+                "experiments[1].exchange.topk_ratio: belongs to compression topk, not to none; leave it out",
+                "exchange.transport: shared-memory does not go over the injected network; choose auto or tcp",
+            ],
+        ),
+        (
+            {"network": {"bandwidth_mbit_per_second": 0, "latency_ms": -1}},
+            [
+                "network.bandwidth_mbit_per_second: must be greater than 0, not 0",
+                "network.latency_ms: must be greater than or equal to 0, not -1",
+            ],
+        ),
+        (
+            {
+                "matrix": {"workers": [2, 8]},
+                "faults": {
+                    "crashes": [
+                        {"rank": 1, "step": 9},
+                        {"rank": 2, "step": 9},
+                        {"rank": 0, "step": 9, "restart_after_seconds": 0},
+                        {"rank": 1, "step": 9},
+                        {"rank": 1, "step": 10},
+                    ]
+                },
+            },
+            [
+                "faults.crashes[1].rank: 2 is no rank of 2 workers",
+                "faults.crashes[2].restart_after_seconds: training has failed by then;"
+                " set on_worker_loss to continue or leave it out",
+                "faults.crashes[3]: the crash of rank 1 at step 9 stands there more than once",
+                "faults.crashes[4]: rank 1 stays away after an earlier crash; leave this one out",
+            ],
+        ),
+        (
+            {"faults": {"crashes": [{"rank": 1}]}, "on_worker_loss": "ignore"},
+            [
+                "faults.crashes[0].step: missing",
+                "on_worker_loss: must be 'fail' or 'continue', not 'ignore'",
+            ],
+        ),
+        (
+            {"checkpoint": {"interval_seconds": 0, "location": "checkpoints"}},
+            [
+                "checkpoint.interval_seconds: must be greater than 0, not 0",
+                "checkpoint.location: must match"
+                " ^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\\x00-\\x1f]*$, not 'checkpoints'",
+            ],
+        ),
+        (
+            {
+                "matrix": {"mode": ["sync", "backup", "ksync", "kasync"]},
+                "aggregation": {"k": 1, "backup_workers": 1},
+                "shards": 2,
+            },
+            [
+                f"shards: in mode {mode} one server decides which gradients count; choose 1, not 2"
+                for mode in ("backup", "ksync", "kasync")
+            ],
+        ),
+        (
+            {"shards": 2, "on_worker_loss": "continue", "checkpoint": {}},
+            [
+                f"{key}: with several servers a loss ends the experiment; leave it out or set shards to 1"
+                for key in ("on_worker_loss", "checkpoint")
+            ],
+        ),
+        ({"shards": 9}, ["shards: must be less than or equal to 8, not 9"]),
         ({"preset": "all"}, ["preset: must be 'quick', 'recommended' or 'full', not 'all'"]),
         (
             {"matrix": {"workers": [0, 33, "4", 4.0, True]}},
@@ -456,7 +600,20 @@ def test_the_largest_study_fits_the_output_of_a_state() -> None:
     assert len(json.dumps(items)) < 0.9 * STATE_OUTPUT_BYTES
 
 
-PARTS = (Study, Matrix, ExplicitExperiment, Training, Compute, TaskSize, Aggregation)
+PARTS = (
+    Study,
+    Matrix,
+    ExplicitExperiment,
+    Training,
+    Compute,
+    Exchange,
+    Network,
+    Faults,
+    Crash,
+    Checkpointing,
+    TaskSize,
+    Aggregation,
+)
 KEYS = st.sampled_from(sorted({key for part in PARTS for key in part.model_fields}))
 SCALARS = st.one_of(
     st.none(),
@@ -486,6 +643,19 @@ AGGREGATION = st.fixed_dictionaries(
         "dc_lambda": st.floats(0, 2),
     },
 )
+EXCHANGE = st.none() | st.fixed_dictionaries(
+    {},
+    optional={
+        "compression": st.sampled_from(["none", "int8", "topk", "zip"]),
+        "topk_ratio": st.floats(0, 0.6) | SCALARS,
+        "transport": st.sampled_from(["auto", "tcp", "shared-memory"]),
+        "tls": st.booleans() | st.none(),
+    },
+)
+NETWORK = st.none() | st.fixed_dictionaries(
+    {},
+    optional={"bandwidth_mbit_per_second": st.floats(0, 2e6) | st.none(), "latency_ms": st.integers(-1, 3)},
+)
 NEARLY = st.fixed_dictionaries(
     {},
     optional={
@@ -508,6 +678,27 @@ NEARLY = st.fixed_dictionaries(
                 ),
             },
         ),
+        "exchange": EXCHANGE,
+        "network": NETWORK,
+        "faults": st.fixed_dictionaries(
+            {},
+            optional={
+                "crashes": st.lists(
+                    st.fixed_dictionaries(
+                        {"rank": st.integers(-1, 4), "step": st.integers(-1, 3)},
+                        optional={"restart_after_seconds": st.integers(-1, 3) | SCALARS},
+                    ),
+                    max_size=3,
+                )
+                | SCALARS
+            },
+        ),
+        "on_worker_loss": st.sampled_from(["fail", "continue", None]),
+        "checkpoint": st.none()
+        | st.fixed_dictionaries(
+            {}, optional={"interval_seconds": st.floats(), "location": st.sampled_from(["/c", "c", None])}
+        ),
+        "shards": st.integers(0, 9) | SCALARS,
         "matrix": st.fixed_dictionaries({}, optional={"mode": MODES, "workers": WORKERS | st.none()}),
         "experiments": st.none()
         | st.lists(
@@ -515,6 +706,8 @@ NEARLY = st.fixed_dictionaries(
                 {"mode": st.sampled_from(Mode).map(str), "workers": st.integers(1, 33)},
                 optional={
                     "aggregation": AGGREGATION,
+                    "exchange": EXCHANGE,
+                    "network": NETWORK,
                     "name": st.sampled_from(["a", "b", None]),
                     "seed": st.integers(-1, 3),
                 },
@@ -561,6 +754,10 @@ def test_any_document_is_refused_with_reasons_or_can_be_planned(document: object
         assert 1 <= experiment.workers <= MAX_WORKERS
         assert (experiment.aggregation.value(experiment.mode) is None) == (experiment.mode not in KEY_OF)
         assert experiment.training.model in MODELS_FOR[experiment.training.dataset]
+        assert not (experiment.exchange.transport == "shared-memory" and experiment.network.injected)
+        ranks = {crash.rank for crash in experiment.faults.crashes}
+        assert ranks <= set(range(experiment.workers))
+        TaskEnvironment.from_environ(shared_environment(experiment).to_environ())
         assert study_of_group(experiment.task_group) == "study-1"
         json.dumps(launch_item(experiment), allow_nan=False)
 

@@ -1,13 +1,19 @@
 """The environment of a task: what the controller writes is what the runtime reads."""
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from contract.aggregation import KEY_OF, Mode
+from contract.aggregation import KEY_OF, ONE_SERVER_MODES, Mode
 from contract.catalogue import Dataset, ModelName
+from contract.checkpoint import Checkpointing
 from contract.compute import Straggler
 from contract.errors import TaskEnvironmentRefused
+from contract.exchange import Exchange
+from contract.faults import MAX_CRASHES, Crash
+from contract.network import Network
 from contract.plan import plan
 from contract.study import parse_study
 from contract.task import SERVER_PORT, TaskEnvironment, shared_environment
@@ -19,7 +25,7 @@ ENVIRONMENTS = st.builds(
     study_id=WORDS,
     experiment_name=WORDS,
     seed=st.integers(0, 2**31 - 1),
-    server_mode=st.sampled_from(sorted(set(Mode) - KEY_OF.keys())),
+    server_mode=st.sampled_from(sorted(set(Mode) - KEY_OF.keys() - ONE_SERVER_MODES)),
     total_workers_expected=st.integers(1, 32),
     server_port=st.integers(0, 65535),
     dataset=st.sampled_from(Dataset),
@@ -40,9 +46,28 @@ ENVIRONMENTS = st.builds(
     compute_stragglers=st.lists(
         st.builds(Straggler, rank=st.integers(0, 31), slowdown=st.floats(1, 1000)), max_size=2
     ),
+    compression=st.just("topk"),
+    topk_ratio=st.floats(0, 0.5, exclude_min=True),
+    transport=st.sampled_from(["auto", "tcp"]),
+    tls=st.none() | st.booleans(),
+    network_bandwidth_mbit_per_second=st.none() | POSITIVE,
+    network_latency_ms=st.floats(0, 10_000),
+    faults_crashes=st.lists(
+        st.builds(
+            Crash, rank=st.just(0), step=st.integers(0, 10**9), restart_after_seconds=st.floats(0, 3600)
+        ),
+        max_size=3,
+        unique_by=lambda crash: crash.step,
+    ),
+    on_worker_loss=st.just("continue"),
+    checkpoint_seconds=st.none() | POSITIVE,
+    checkpoint_location=WORDS,
+    shards=st.just(1),
+    shard_index=st.just(0),
     experiment_timeout_seconds=st.integers(1, 86400),
     parameter_server_address=WORDS,
     worker_rank=st.integers(0, 31),
+    worker_attempt=st.integers(0, 999),
     table_name=WORDS,
 )
 
@@ -54,6 +79,11 @@ def test_an_environment_survives_its_variables(environment: TaskEnvironment) -> 
         name.upper() for name in TaskEnvironment.model_fields if getattr(environment, name) is not None
     }
     assert TaskEnvironment.from_environ({"PATH": "/bin", "worker_rank": "7", **variables}) == environment
+
+
+def test_a_shard_survives_its_variables() -> None:
+    environment = TaskEnvironment(shards=8, shard_index=7)
+    assert TaskEnvironment.from_environ(environment.to_environ()) == environment
 
 
 def test_the_names_are_those_of_the_contract() -> None:
@@ -151,6 +181,132 @@ def test_what_few_experiments_say_is_in_the_environment_where_it_is_said() -> No
     assert (read.aggregation, read.compute) == (experiment.aggregation, experiment.compute)
 
 
+def test_how_things_travel_and_what_goes_wrong_is_in_the_environment_where_it_is_said() -> None:
+    study = parse_study(
+        {
+            "experiments": [
+                {"name": "one", "mode": "async", "workers": 3},
+                {"name": "plain", "mode": "sync", "workers": 3, "exchange": {}, "network": {}},
+            ],
+            "exchange": {"compression": "topk", "topk_ratio": 0.1, "transport": "tcp", "tls": False},
+            "network": {"bandwidth_mbit_per_second": 100, "latency_ms": 2.5},
+            "faults": {
+                "crashes": [{"rank": 1, "step": 20, "restart_after_seconds": 1}, {"rank": 2, "step": 7}]
+            },
+            "on_worker_loss": "continue",
+            "checkpoint": {"interval_seconds": 5, "location": "s3://bucket/checkpoints"},
+        }
+    )
+    (experiment, plain) = plan(study, "study-1")
+    environ = shared_environment(experiment).to_environ()
+    travel = {
+        "COMPRESSION": "topk",
+        "TOPK_RATIO": "0.1",
+        "TRANSPORT": "tcp",
+        "TLS": "False",
+        "NETWORK_BANDWIDTH_MBIT_PER_SECOND": "100.0",
+        "NETWORK_LATENCY_MS": "2.5",
+    }
+    others = {
+        "FAULTS_CRASHES": '[{"rank": 1, "step": 20, "restart_after_seconds": 1.0}, {"rank": 2, "step": 7}]',
+        "ON_WORKER_LOSS": "continue",
+        "CHECKPOINT_SECONDS": "5.0",
+        "CHECKPOINT_LOCATION": "s3://bucket/checkpoints",
+    }
+    unusual = dict(
+        environ.items() - shared_environment(plan(parse_study({}), "study-1")[0]).to_environ().items()
+    )
+    assert unusual.items() >= (travel | others).items()
+    read = TaskEnvironment.from_environ(environ)
+    assert (read.exchange, read.network, read.faults) == (
+        experiment.exchange,
+        experiment.network,
+        experiment.faults,
+    )
+    # A section of an experiment's own takes the place of the whole one of the study
+    assert (plain.exchange, plain.network, plain.faults) == (Exchange(), Network(), experiment.faults)
+    said = shared_environment(plain).to_environ()
+    assert not travel.keys() & said.keys()
+    assert said.items() >= others.items()
+
+
+def test_checkpoints_may_lie_where_the_deployment_keeps_them() -> None:
+    (experiment, *_) = plan(parse_study({"checkpoint": {}}), "study-1")
+    assert experiment.checkpoint == Checkpointing(interval_seconds=30, location=None)
+    environ = shared_environment(experiment).to_environ()
+    assert environ["CHECKPOINT_SECONDS"] == "30.0"
+    assert "CHECKPOINT_LOCATION" not in environ
+    (experiment, *_) = plan(parse_study({}), "study-1")
+    read = TaskEnvironment.from_environ(
+        {**shared_environment(experiment).to_environ(), "CHECKPOINT_LOCATION": "/c"}
+    )
+    assert (read.checkpoint_seconds, read.checkpoint_location) == (None, "/c")
+
+
+def test_defaults_are_not_in_the_environment() -> None:
+    """ECS takes 8,192 characters: what a study does not say, its tasks are not told."""
+    (experiment, *_) = plan(parse_study({}), "study-1")
+    spelled_out = parse_study(
+        {
+            "exchange": {"compression": "none", "transport": "auto", "tls": None},
+            "network": {"bandwidth_mbit_per_second": None, "latency_ms": 0},
+            "faults": {"crashes": []},
+            "on_worker_loss": "fail",
+            "checkpoint": None,
+            "shards": 1,
+        }
+    )
+    (same, *_) = plan(spelled_out, "study-1")
+    assert shared_environment(same).to_environ() == shared_environment(experiment).to_environ()
+
+
+def test_what_a_task_is_told_at_most_stays_below_what_ecs_takes() -> None:
+    """Source: Amazon ECS API Reference, TaskOverride: 8192 characters of overrides, as JSON."""
+    study = parse_study(
+        {
+            "experiments": [{"name": "n" * 64, "mode": "dc-asgd", "workers": 32, "seed": 2**31 - 1}],
+            "aggregation": {"dc_lambda": 0.123456789},
+            "training": {
+                "dataset": "cifar100",
+                "model": "logistic-regression",
+                "data": "/".ljust(256, "d"),
+                "augment": True,
+                "weight_decay": 0.000123456789,
+                "schedule": "step",
+                "decay_epochs": 12.3456789,
+                "decay_factor": 0.123456789,
+                "warmup_epochs": 1.23456789,
+            },
+            "compute": {
+                "mode": "emulated",
+                "distribution": "shifted-exponential",
+                "shift_ms": 12.3456789,
+                "stragglers": [{"rank": rank, "slowdown": 123.456789} for rank in range(32)],
+            },
+            "exchange": {"compression": "topk", "topk_ratio": 0.123456789, "transport": "tcp", "tls": False},
+            "network": {"bandwidth_mbit_per_second": 123.456789, "latency_ms": 1.23456789},
+            "faults": {
+                "crashes": [
+                    {"rank": rank, "step": 10**9, "restart_after_seconds": 123.456789}
+                    for rank in range(MAX_CRASHES)
+                ]
+            },
+            "on_worker_loss": "continue",
+            "checkpoint": {"interval_seconds": 12.3456789, "location": "/".ljust(256, "c")},
+        }
+    )
+    (experiment,) = plan(study, "s" * 80)
+    pairs = [{"name": k, "value": v} for k, v in shared_environment(experiment).to_environ().items()]
+    rest = 1000  # what the state machine adds: sizes, rank, address, table, region
+    assert len(json.dumps(pairs)) + rest < 8192
+
+
+def test_the_token_is_no_part_of_an_environment_that_may_be_printed() -> None:
+    environment = TaskEnvironment.from_environ({"EXPERIMENT_TOKEN": "s3cret"})
+    assert "s3cret" not in repr(environment)
+    assert environment.to_environ() == {}
+
+
 def test_an_experiment_without_a_model_was_not_planned() -> None:
     (experiment, _) = plan(parse_study({}), "study-1")
     unplanned = experiment.model_copy(update={"training": parse_study({}).training})
@@ -177,6 +333,36 @@ def test_an_experiment_without_a_model_was_not_planned() -> None:
         (
             {"COMPUTE_STRAGGLERS": "[{"},
             ["COMPUTE_STRAGGLERS: must be JSON, not '[{'"],
+        ),
+        (
+            {
+                "TOPK_RATIO": "0.1",
+                "TRANSPORT": "shared-memory",
+                "NETWORK_LATENCY_MS": "1",
+                "FAULTS_CRASHES": '[{"rank": 1, "step": 0, "restart_after_seconds": 2}]',
+                "SERVER_MODE": "kasync",
+                "AGGREGATION_K": "1",
+                "SHARDS": "2",
+                "SHARD_INDEX": "2",
+            },
+            [
+                "TOPK_RATIO: belongs to compression topk, not to none; leave it out",
+                "TRANSPORT: shared-memory does not go over the injected network; choose auto or tcp",
+                "FAULTS_CRASHES[0].rank: 1 is no rank of 1 workers",
+                "FAULTS_CRASHES[0].restart_after_seconds: training has failed by then;"
+                " set on_worker_loss to continue or leave it out",
+                "SHARDS: in mode kasync one server decides which gradients count; choose 1, not 2",
+                "SHARD_INDEX: 2 is none of 2 shards",
+            ],
+        ),
+        (
+            {"COMPRESSION": "zip", "FAULTS_CRASHES": "{", "CHECKPOINT_SECONDS": "0", "WORKER_ATTEMPT": "-1"},
+            [
+                "COMPRESSION: must be 'none', 'fp16', 'bf16', 'int8' or 'topk', not 'zip'",
+                "FAULTS_CRASHES: must be JSON, not '{'",
+                "CHECKPOINT_SECONDS: must be greater than 0, not '0'",
+                "WORKER_ATTEMPT: must be greater than or equal to 0, not '-1'",
+            ],
         ),
         (
             {"TOTAL_WORKERS_EXPECTED": "0", "WORKER_RANK": "32"},

@@ -1,6 +1,7 @@
 """PlanStudy: a study document in, rows and the items of the Map out; a refused one leaves no trace."""
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from contract.study import parse_study
 from contract.table import Status
 from contract.task import TaskEnvironment
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import launch_item
+from lambdas.plan_study.launch import RESTARTS, launch_item
 from lambdas.table import ExperimentTable
 
 DOCUMENT: dict[str, Any] = {
@@ -91,6 +92,28 @@ def test_a_refused_study_names_every_problem_and_leaves_no_row(
     assert table.experiments("study-1") == []
 
 
+def test_a_study_that_no_state_could_hand_on_is_refused(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    """Each experiment is small enough; what all of them are told of crashes and stragglers is too much."""
+    crashes = [{"rank": rank % 16, "step": 10**6 + rank, "restart_after_seconds": 60} for rank in range(32)]
+    document = {
+        "matrix": {"workers": [16]},
+        "faults": {"crashes": crashes},
+        "on_worker_loss": "continue",
+        "seeds": list(range(50)),
+    }
+    refused = call(document, context)
+    assert refused["experiments"] == []
+    assert re.fullmatch(
+        r"study refused: 1 problem\n  - experiments: what their tasks are started with takes 3\d\d,\d\d\d bytes in all;"
+        r" an execution hands on at most 250,000: split the study",
+        refused["refusal"],
+    )
+    assert table.study("study-1") is None
+    assert call({**document, "seeds": list(range(30))}, context)["refusal"] == ""
+
+
 @pytest.mark.parametrize("document", [None, [], "{}", 3])
 @pytest.mark.usefixtures("table")
 def test_what_is_no_document_is_refused_too(document: object, context: LambdaContext) -> None:
@@ -104,7 +127,7 @@ def test_an_item_holds_what_the_states_look_up() -> None:
     item = launch_item(experiment)
     environment = {pair["Name"]: pair["Value"] for pair in item["environment"]}
     assert item["task_group"] == "study-1/sync_2workers"
-    assert item["ranks"] == [0, 1]
+    assert (item["on_worker_loss"], item["server_restarts"], item["worker_restarts"]) == ("fail", [0], [0, 0])
     assert (item["server"]["cpu"], item["server"]["memory"]) == ("4096", "8192")
     assert (item["worker"]["cpu"], item["worker"]["memory"]) == ("256", "512")
     read = TaskEnvironment.from_environ(environment)
@@ -114,3 +137,18 @@ def test_an_item_holds_what_the_states_look_up() -> None:
         2,
     )
     assert environment.keys() <= {name.upper() for name in TaskEnvironment.model_fields}
+
+
+def test_tasks_are_started_again_where_something_can_come_of_it() -> None:
+    crashes = [{"rank": 0, "step": 3, "restart_after_seconds": 1}, {"rank": 2, "step": 5}]
+    document = {
+        "experiments": [{"mode": "async", "workers": 4}],
+        "on_worker_loss": "continue",
+        "faults": {"crashes": crashes},
+        "checkpoint": {"interval_seconds": 5},
+    }
+    item = launch_item(plan(parse_study(document), "study-1")[0])
+    assert item["on_worker_loss"] == "continue"
+    assert item["server_restarts"] == [RESTARTS]
+    assert RESTARTS > 0
+    assert item["worker_restarts"] == [RESTARTS, RESTARTS, 0, RESTARTS]

@@ -219,7 +219,6 @@ def test_rows_that_arrive_while_it_waits_spare_the_streams(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Three waits, and the subscription has caught up. Again there is no log group to read."""
-    monkeypatch.setenv("PATIENCE_SECONDS", "180")
     judge_well(table, *experiments)
     late = [record for experiment in experiments for record in records_of(experiment)]
     pauses: list[float] = []

@@ -9,7 +9,7 @@ from botocore.exceptions import ClientError
 from hypothesis import HealthCheck, given, settings
 
 from contract.errors import StudyRefused
-from contract.metrics import MetricRecord, ServerInterval
+from contract.metrics import MetricRecord, ServerInterval, ServerSummary
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import EXPIRY, TERMINAL, Status
@@ -175,7 +175,9 @@ def test_records_are_the_same_rows_however_they_arrive(
     """Delivery is at least once and in any order: twice, duplicated within a batch, shuffled, in parts."""
     experiment = experiments[0]
     said = records_of(experiment)
-    order = {(r.role, r.rank, r.seq): r for r in said}
+    first = [r for r in said if (r.role, r.rank) == ("worker", 1)]
+    said += [r.model_copy(update={"attempt": 2}) for r in first]
+    order = {(r.role, r.rank, r.attempt, r.seq): r for r in said}
     assert len(order) == len(said) > 15
     assert table.put_records(said) == len(said)
     once = rows()
@@ -234,8 +236,35 @@ def test_any_record_can_be_stored_and_read_back(table: ExperimentTable, record: 
     """Whatever a line may say: no number is too large, too small or too exact for the table."""
     table.put_records([record])
     stored = table.records(record.study, record.experiment, emitter=(record.role, record.rank))
-    (found,) = (one for one in stored if one.seq == record.seq)
+    (found,) = (one for one in stored if (one.attempt, one.seq) == (record.attempt, record.seq))
     assert found == approximately(record)
+
+
+def test_histograms_are_read_back_with_numbers_for_keys(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    """A map's keys are strings in the table and in JSON."""
+    (summary,) = (r for r in records_of(experiments[0]) if isinstance(r, ServerSummary))
+    bins = {0.001 * 2**n: n for n in range(20)}
+    said = summary.model_copy(update={"barrier_wait_histogram": bins, "lost_workers": [1, 0, 1]})
+    table.put_records([said])
+    (stored,) = table.records(STUDY, experiments[0].name)
+    assert stored == said
+    assert isinstance(stored, ServerSummary)
+    assert stored.barrier_wait_histogram == bins
+    assert {type(key) for key in stored.barrier_wait_histogram} == {float}
+    assert {type(key) for key in stored.staleness_histogram} == {int}
+
+
+def test_the_newest_records_of_an_emitter_are_those_of_its_last_attempt(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    experiment = experiments[0]
+    mine = [record for record in records_of(experiment) if (record.role, record.rank) == ("worker", 0)]
+    later = [record.model_copy(update={"attempt": 1}) for record in mine[:2]]
+    table.put_records([*later, *mine])
+    newest = table.newest(STUDY, experiment.name, emitter=("worker", 0), limit=3)
+    assert newest == [*reversed(later), mine[-1]]
 
 
 def approximately(record: MetricRecord) -> MetricRecord:

@@ -34,6 +34,12 @@ def test_running_tasks_are_told_with_their_group_and_rank(ecs: FakeEcs, tasks: T
     assert {task.outcome.exit_code for task in running} == {None}
 
 
+def test_several_servers_are_told_apart_by_their_shards(ecs: FakeEcs, tasks: TaskList) -> None:
+    ecs.add(FakeTask(GROUP, "server"), FakeTask(GROUP, "server", 1), FakeTask(GROUP, "worker", 1))
+    outcomes = [task.outcome for task in tasks.running()]
+    assert labels(outcomes) == ["server", "server shard 1", "worker 1"]
+
+
 def test_an_empty_cluster_has_none(tasks: TaskList) -> None:
     assert tasks.running() == []
     assert tasks.end_group(GROUP, "it has ended") == []

@@ -273,6 +273,127 @@ def test_a_summary_does_not_excuse_a_task_that_ended_badly() -> None:
     assert judge(EXPERIMENT, outcomes, records_of(EXPERIMENT), None).cause == f"worker 2 {KILLED_TEXT}"
 
 
+CONTINUING = EXPERIMENT.model_copy(update={"on_worker_loss": "continue"})
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "error", "cause"),
+    [
+        pytest.param(all_ended(), None, "", id="nobody was lost"),
+        pytest.param(
+            all_ended(worker_2=ended("worker", 2, **KILLED)),
+            {"Error": "States.TaskFailed", "Cause": "a task failed"},
+            f"went on without worker 2, which {KILLED_TEXT}",
+            id="one was killed",
+        ),
+        pytest.param(
+            all_ended(
+                worker_3=ended("worker", 3, exit_code=None, stop_code="TaskFailedToStart"),
+                worker_0=ended(
+                    "worker", 0, exit_code=143, stop_code="SpotInterruption", stopped_reason="capacity"
+                ),
+                worker_1=ended("worker", 1, **BY_CONTROLLER),
+            ),
+            None,
+            "went on without worker 0, which was taken away (SpotInterruption): capacity;"
+            " went on without worker 1, which was stopped: Lockstep: it has ended;"
+            " went on without worker 3, which never ran: TaskFailedToStart",
+            id="all but one were lost",
+        ),
+        pytest.param(
+            [
+                *all_ended(worker_2=ended("worker", 2, **KILLED, stopped_at="2026-03-01T12:00:01")),
+                ended("worker", 2, stopped_at="2026-03-01T12:00:09"),
+            ],
+            None,
+            "",
+            id="one was killed, started again, and finished",
+        ),
+        pytest.param(
+            [
+                *all_ended(worker_2=ended("worker", 2, exit_code=1, stopped_at="2026-03-01T12:00:09")),
+                ended("worker", 2, **KILLED, stopped_at="2026-03-01T12:00:01"),
+            ],
+            None,
+            "went on without worker 2, which exited with code 1; its log stream may say why",
+            id="one was lost twice: how it ended in the end counts",
+        ),
+        pytest.param(
+            all_ended()[:-1],
+            STATE_ERROR,
+            "went on without worker 3, which left no trace in ECS",
+            id="no trace",
+        ),
+    ],
+)
+def test_an_experiment_that_may_go_on_is_completed_where_its_server_and_a_worker_finished(
+    outcomes: list[TaskOutcome], error: dict[str, str] | None, cause: str
+) -> None:
+    assert judge(CONTINUING, outcomes, [], error) == Verdict(Status.COMPLETED, cause)
+    assert judge(CONTINUING, outcomes[::-1], [], error) == Verdict(Status.COMPLETED, cause)
+    if any(not outcome.succeeded for outcome in outcomes):
+        assert judge(EXPERIMENT, outcomes, [], error).status is Status.FAILED
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "cause"),
+    [
+        pytest.param(
+            all_ended(
+                worker_2=ended("worker", 2, **KILLED, stopped_at="2026-03-01T12:00:01"),
+                server=ended("server", exit_code=1, stopped_at="2026-03-01T12:00:02"),
+            ),
+            f"worker 2 {KILLED_TEXT}. Then: server exited with code 1; its log stream may say why",
+            id="the server failed",
+        ),
+        pytest.param(
+            [ended("server"), *(ended("worker", rank, **KILLED) for rank in range(4))],
+            "; ".join(f"worker {rank} {KILLED_TEXT}" for rank in range(4)).replace("; ", ". Then: ", 1),
+            id="no worker finished",
+        ),
+        pytest.param(all_ended()[1:], "4 of 5 tasks were started (worker 0, worker 1, worker 2, worker 3)"),
+        pytest.param([], "0 of 5 tasks were started (none)", id="none was started"),
+    ],
+)
+def test_an_experiment_that_may_go_on_fails_without_its_server_or_all_workers(
+    outcomes: list[TaskOutcome], cause: str
+) -> None:
+    assert judge(CONTINUING, outcomes, [], None) == Verdict(Status.FAILED, cause)
+
+
+def test_what_a_server_says_of_workers_that_came_back_is_told() -> None:
+    records = [
+        record.model_copy(update={"lost_workers": [1, 3, 1], "rejoined_workers": [1, 1]})
+        if record.kind == "server_summary"
+        else record
+        for record in records_of(EXPERIMENT)
+        if (record.role, record.rank) != ("worker", 3)
+    ]
+    outcomes = all_ended(worker_3=ended("worker", 3, **KILLED))
+    cause = f"went on without worker 3, which {KILLED_TEXT}; worker 1 came back after a loss"
+    assert judge(CONTINUING, outcomes, records, None) == Verdict(Status.COMPLETED, cause)
+    # ECS may have forgotten those that finished by now
+    assert judge(CONTINUING, outcomes[-1:], records, None) == Verdict(Status.COMPLETED, cause)
+
+
+def test_the_last_attempt_has_the_last_word() -> None:
+    words = [gave_up("worker", 1, f"reason {n}").model_copy(update={"attempt": n}) for n in (0, 1, 2)]
+    outcomes = all_ended(worker_1=ended("worker", 1, exit_code=1))
+    for order in (words, words[::-1]):
+        assert judge(EXPERIMENT, outcomes, order, None).cause == "worker 1 failed: reason 2"
+
+
+def test_every_shard_has_a_server() -> None:
+    sharded = CONTINUING.model_copy(update={"shards": 2})
+    assert judge(sharded, all_ended(), [], None).cause.startswith(
+        "5 of 6 tasks were started (server, worker 0"
+    )
+    both = [*all_ended(), ended("server", 1)]
+    assert judge(sharded, both, [], None) == Verdict(Status.COMPLETED)
+    struck = [*all_ended(), ended("server", 1, **KILLED)]
+    assert judge(sharded, struck, [], None).cause == f"server shard 1 {KILLED_TEXT}"
+
+
 def test_a_long_cause_of_a_state_is_cut() -> None:
     cause = judge(EXPERIMENT, [], [], {"Error": "E", "Cause": "x" * 100_000}).cause
     assert len(cause) == 2000

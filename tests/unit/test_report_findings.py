@@ -10,49 +10,17 @@ from hypothesis import strategies as st
 
 from contract.aggregation import Mode
 from contract.compute import Compute
-from contract.plan import plan
-from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.conditions import compared, pairs
 from lambdas.publish_report.estimates import T_975, Spread, paired_difference, paired_ratio, spread
 from lambdas.publish_report.findings import findings
 from lambdas.publish_report.laws import draw_of_rank, laws_of
-from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult
+from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.sections import scaling_figures, summary
-from tests.unit.report_fixtures import EMULATED, study_outcome
+from tests.unit.report_fixtures import EMULATED, measured, study_outcome
 
 NEAR = 1e-9
-
-
-def measured(
-    mode: str,
-    workers: int,
-    seconds: float | None,
-    *,
-    seed: int = 0,
-    correct: int = 342,
-    status: Status = Status.COMPLETED,
-    name: str | None = None,
-    told: dict[str, object] | None = None,
-) -> ExperimentResult:
-    """A result that says just this much."""
-    asked = {"name": name, "mode": mode, "workers": workers, "seed": seed, "aggregation": told or {}}
-    study = parse_study({"experiments": [asked], "compute": EMULATED})
-    empty = experiment_result(ExperimentOutcome(experiment=plan(study, "study-1")[0], status=status))
-    tested = {
-        "final_test_correct": correct,
-        "final_test_samples": 360,
-        "final_test_accuracy_percent": 100 * correct / 360,
-    }
-    return empty.model_copy(
-        update={
-            "server_metrics": empty.server_metrics.model_copy(
-                update={"total_training_time_seconds": seconds, "global_steps_completed": 100}
-            ),
-            "worker_metrics_aggregated": empty.worker_metrics_aggregated.model_copy(update=tested),
-        }
-    )
 
 
 def test_one_seed_tells_the_figures_and_warns_that_there_is_no_interval() -> None:
@@ -259,13 +227,14 @@ def test_a_mode_that_is_told_different_things_is_different_conditions() -> None:
         measured("ksync", workers, seconds, told={"k": k}, name=f"k{k}-{workers}")
         for workers, k, seconds in [(4, 1, 8.0), (4, 2, 10.0), (8, 2, 5.0)]
     ]
-    sentences = [findings(results).headline, *findings(results).sentences]
-    assert [sentence.split(" trained for ")[0] for sentence in sentences if " trained for " in sentence] == [
-        "Ksync (k = 2) with 8 workers",
-        "Ksync (k = 1) with 4 workers",
-        "Ksync (k = 2) with 4 workers",
-    ]
-    assert sentences[-1] == "Going from 4 to 8 workers, ksync (k = 2) got 2.0× faster (ideal: 2× faster)."
+    found = findings(results)
+    assert found.headline.startswith(
+        "With 4 workers ksync (k = 1) finished first, after 8.0 s; ksync (k = 2) took 1.2× as long."
+    )
+    assert found.sentences[0].startswith("Ksync (k = 2) with 8 workers trained for 5.0 s")
+    assert (
+        found.sentences[-1] == "Going from 4 to 8 workers, ksync (k = 2) got 2.0× faster (ideal: 2× faster)."
+    )
     headings = [column.label for column in scaling_figures(results).columns]
     assert "ksync (k = 1): time" in headings
     assert "ksync (k = 2): time" in headings
@@ -399,12 +368,28 @@ def test_staleness_has_the_law_of_its_quorum() -> None:
     )
 
 
-def test_a_mode_that_is_not_compared_in_words_is_told_by_itself() -> None:
+def test_a_mode_with_nothing_beside_it_is_told_by_itself() -> None:
+    found = findings([measured("ssp", 4, 8.0, told={"staleness_bound": 1})])
+    assert found.headline == (
+        "Ssp with 4 workers trained for 8.0 s and ended at 95.0 % accuracy;"
+        " no other experiment with as many workers completed, so there is no comparison."
+    )
+
+
+def test_beside_other_modes_the_ranking_leads_and_sync_and_async_keep_their_sentence() -> None:
     outcome = study_outcome(modes=("sync", "async", "ssp"), workers=(4,), aggregation={"staleness_bound": 1})
     found = findings([experiment_result(experiment) for experiment in outcome.experiments])
-    [about_ssp] = [sentence for sentence in found.sentences if sentence.startswith("Ssp with 4 workers")]
-    assert about_ssp.endswith("only sync and async are compared in words.")
-    assert "Ssp" not in found.headline
+    assert found.headline.startswith("With 4 workers ")
+    assert "finished first" in found.headline
+    assert found.sentences[0].startswith("Async with 4 workers finished ")
+
+
+def test_laws_of_time_are_silent_over_an_injected_network_and_all_laws_after_a_loss() -> None:
+    plain = measured("async", 4, 10.0)
+    assert {law.unit for law in laws_of(plain)} == {"s", "updates"}
+    slow = measured("async", 4, 10.0, network={"bandwidth_mbit_per_second": 100})
+    assert {law.unit for law in laws_of(slow)} == {"updates"}
+    assert laws_of(measured("async", 4, 10.0, server={"lost_workers": [1]})) == []
 
 
 def test_real_compute_has_no_law_for_its_steps_and_one_worker_none_for_staleness() -> None:

@@ -59,7 +59,7 @@ def asynchronous(of: Experiment, steps: int, draw: Iterator[float], quorum: int 
         done[rank] += 1
         held.append(rank)
         if len(held) >= min(quorum, len(arrivals) + len(held)):
-            accounting.update(now, [0] * len(held), apply_seconds=0)
+            accounting.update(now, [0] * len(held))
             accounting.all_training = all(0 < steps_done < steps for steps_done in done)
             for released in held:
                 if done[released] < steps:
@@ -74,13 +74,15 @@ def barrier(of: Experiment, steps: int, draw: Iterator[float], quorum: int) -> A
     accounting.start(now)
     for _ in range(steps):
         now += sorted(next(draw) for _ in range(of.workers))[quorum - 1]
-        accounting.update(now, [0] * quorum, apply_seconds=0)
+        accounting.update(now, [0] * quorum)
     return accounting
 
 
 def result_of(of: Experiment, accounting: Accounting) -> ExperimentResult:
     summary = ServerSummary.model_validate(
-        whose(of, "server", 0, 0, 1) | {"mode": of.mode, "total_workers": of.workers} | accounting.summary()
+        whose(of, "server", 0, 0, 1)
+        | {"mode": of.mode, "total_workers": of.workers, "apply_seconds": 0.0}
+        | accounting.summary()
     )
     return experiment_result(ExperimentOutcome(experiment=of, status=Status.COMPLETED, records=[summary]))
 
@@ -154,7 +156,9 @@ def test_a_run_too_short_for_the_window_or_too_old_to_have_measured_it_claims_no
     too_short = result_of(of, accounting)
     fields = accounting.summary()
     del fields["all_training_seconds"], fields["updates_all_training"]
-    record = whose(of, "server", 0, 0, 1) | {"mode": of.mode, "total_workers": 2} | fields
+    record = (
+        whose(of, "server", 0, 0, 1) | {"mode": of.mode, "total_workers": 2, "apply_seconds": 0.0} | fields
+    )
     old = ExperimentOutcome(
         experiment=of, status=Status.COMPLETED, records=[ServerSummary.model_validate(record)]
     )

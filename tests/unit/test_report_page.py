@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from contract.aggregation import KEY_OF, Mode
-from contract.results import comparison_plot, experiment_file, scaling_plot
+from contract.results import REPORT, comparison_plot, experiment_file, scaling_plot
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.page import render
@@ -301,3 +301,27 @@ def test_a_mode_told_two_things_makes_two_lines() -> None:
 def test_a_cold_start_does_not_pay_for_plotting() -> None:
     check = "import sys, lambdas.publish_report.page; assert 'matplotlib' not in sys.modules"
     subprocess.run([sys.executable, "-c", check], check=True, timeout=60)
+
+
+def test_over_one_number_of_workers_all_conditions_are_drawn_in_place_of_their_scaling() -> None:
+    told: dict[str, object] = {"backup_workers": 1}
+    one = render(study_outcome(modes=("sync", "backup"), workers=(4,), aggregation=told))
+    two = render(study_outcome(modes=("sync", "backup"), workers=(2, 4), aggregation=told))
+    assert {"plots/side_by_side_4workers.png", "plots/side_by_side_4workers.svg"} <= one.keys()
+    assert "Scaling with" not in one[REPORT].decode()
+    assert "Figures of the scaling plot" in one[REPORT].decode()
+    assert "Scaling with" in two[REPORT].decode()
+    for files in (one, two):
+        assert "emulated compute: exponential" in files["plots/side_by_side_4workers.svg"].decode()
+
+
+def test_what_was_injected_stands_in_the_head_in_every_plot_and_in_the_table() -> None:
+    outcome = study_outcome(modes=("sync", "async"), workers=(2,), network={"bandwidth_mbit_per_second": 50})
+    files = render(outcome)
+    label = "injected network: 50 Mbit/s"
+    assert files[REPORT].decode().count(label) >= 2
+    assert "The network was injected" in files[REPORT].decode()
+    assert label in files["summary.txt"].decode()
+    svgs = [content.decode() for path, content in files.items() if path.endswith(".svg")]
+    assert svgs
+    assert all(label in svg for svg in svgs)

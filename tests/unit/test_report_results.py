@@ -128,6 +128,16 @@ def test_server_metrics_are_those_of_the_summary() -> None:
         "updates_per_second": 5.0,
         "mean_step_seconds": 0.2,
         "apply_seconds": 0.1,
+        "lock_seconds": 0.0,
+        "sent_bytes": 0,
+        "received_bytes": 0,
+        "barrier_wait_histogram": {},
+        "lost_workers": [],
+        "rejoined_workers": [],
+        "lost_steps": 0,
+        "checkpoints_written": 0,
+        "checkpoint_seconds": 0.0,
+        "resumed_from_version": None,
         "parameters_sha256": "5e" * 32,
         "last_version_seen": 40,
         "average_gradient_staleness": 0.75,
@@ -234,6 +244,20 @@ def test_records_expected_follow_from_the_final_records_number() -> None:
     assert (lines["worker", 0].received, lines["worker", 0].expected, lines["worker", 0].missing) == (2, 4, 2)
     assert (lines["server", 0].received, lines["server", 0].expected) == (1, 1)
     assert (lines["worker", 1].received, lines["worker", 1].expected) == (0, None)
+
+
+def test_the_records_of_a_task_that_was_started_again_are_all_kept() -> None:
+    """Each attempt numbers its records anew; how many the one that died had is not known."""
+    of = experiment()
+    again: list[MetricRecord] = [epoch(of, 0, 1, seq=0), worker_summary(of, 0, seq=1)]
+    second = [record.model_copy(update={"attempt": 1}) for record in again]
+    cut_off = [epoch(of, 0, 1, seq=0), epoch(of, 0, 2, seq=2)]
+    assert unique_records([*second, *cut_off, *second]) == [*cut_off, *second]
+    (_, line, _) = result_of(of, *second, *cut_off).records
+    assert (line.received, line.expected, line.missing) == (4, None, 1)
+    gave_up = [epoch(of, 0, 1, seq=0), task_failed(of, "worker", 0, 1, "server")]
+    (_, line, _) = result_of(of, *second, *gave_up).records
+    assert (line.received, line.expected, line.missing) == (4, 4, 0)
 
 
 def test_of_two_records_in_one_place_the_same_is_kept_in_any_order() -> None:

@@ -20,7 +20,14 @@ INTERVAL = {
 
 def emitter_into(path: Path) -> Emitter:
     descriptor = os.open(path, os.O_CREAT | os.O_WRONLY)
-    return Emitter(study="study", experiment="sync_2workers", role="worker", rank=1, descriptor=descriptor)
+    return Emitter(
+        study="study",
+        experiment="sync_2workers",
+        role="worker",
+        rank=1,
+        attempt=2,
+        descriptor=descriptor,
+    )
 
 
 def test_a_record_says_whose_it_is(tmp_path: Path) -> None:
@@ -28,13 +35,17 @@ def test_a_record_says_whose_it_is(tmp_path: Path) -> None:
     emitter.emit(TaskFailed, reason="no disk", lost_peer="")
     record = from_line((tmp_path / "out").read_text().strip())
     assert isinstance(record, TaskFailed)
-    assert (record.study, record.experiment, record.role, record.rank) == (
-        "study",
-        "sync_2workers",
-        "worker",
-        1,
-    )
+    whose = (record.study, record.experiment, record.role, record.rank, record.attempt)
+    assert whose == ("study", "sync_2workers", "worker", 1, 2)
     assert record.timestamp.tzinfo is not None
+
+
+def test_a_server_that_learns_that_it_is_not_the_first_says_so_from_then_on(tmp_path: Path) -> None:
+    emitter = emitter_into(tmp_path / "out")
+    emitter.attempt = 3
+    emitter.emit(TaskFailed, reason="no disk", lost_peer="")
+    record = from_line((tmp_path / "out").read_text().strip())
+    assert (record.attempt, record.seq) == (3, 0)
 
 
 def test_lines_of_many_threads_stay_whole_and_are_numbered_in_order(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ pushes, and goes on when it is answered; when it hears that its work is in vain 
 
 import heapq
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -51,15 +52,15 @@ class Simulation:
         self.state = ServerState(
             workers=workers,
             parameters=parameters,
-            optimizer=MomentumSGD(parameters, learning_rate=1.0, momentum=0.0),
+            optimizer=partial(MomentumSGD, learning_rate=1.0, momentum=0.0),
             policy=policy_for(mode, workers, Aggregation(**told)),
             clock=lambda: self.now,
         )
         for rank in range(workers):
-            self.state.join(rank, 1, steps)
+            self.state.join(rank)
             self.state.attend(rank)
+            self.state.ready(rank, 1, steps)
         for rank in range(workers):
-            self.state.pull(rank)
             self._compute(rank)
 
     def run(self, until: float = float("inf")) -> dict[str, Any]:
@@ -82,22 +83,20 @@ class Simulation:
         heapq.heappush(self._arrivals, (when, attempt, rank))
 
     def _push(self, rank: int) -> None:
-        worker = self.workers[rank]
-        slot = self.state.receive(rank, worker.step, worker.version)
-        assert slot is not None
-        slot.zero_()
-        worker.ticket = self.state.submit(rank, worker.step, worker.version)
+        worker, before = self.workers[rank], self.state.version
+        worker.ticket = self.state.push(rank, worker.step, worker.version, torch.zeros(1))
         worker.step += 1
         clocks = [other.step for other in self.workers]
         self.largest_gap = max(self.largest_gap, max(clocks) - min(clocks))
-        for other in range(len(self.workers)):
+        # Where no update was made, there is news at most for who pushed.
+        for other in range(len(self.workers)) if self.state.version > before else [rank]:
             self._hear(other)
 
     def _hear(self, rank: int) -> None:
         """Go on with an answer that has come; stop computing what will be dropped."""
         worker = self.workers[rank]
         if worker.ticket is not None and (answer := worker.ticket.answer) is not None:
-            worker.version, worker.ticket = answer.snapshot.version, None
+            worker.version, worker.ticket = answer.version, None
             self._compute(rank)
         news = self.state.watch(rank, worker.news, timeout=0)
         assert news is not None

@@ -1,0 +1,226 @@
+"""Instrumentation, blocks, memory and compression: their arithmetic, and each of them small, but real."""
+
+import sys
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import blocks, compression, memory
+from bench.case import LEARNING_RATE, Case, RoundFailed, Variant
+from bench.compression import Outcome, outcome_of, train_compressed
+from bench.costs import SUMS, cost_of_step, measured_costs
+from bench.instrumentation import Laps, pairs_of, plan_of, push_pull_laps, row_of, training_row
+from bench.memory import Peaks, peaks_of
+from bench.processes import Processes, Target
+from bench.substitution import (
+    ALL_TRAINING,
+    CLOCK,
+    RECEIVES,
+    SENDS,
+    Instrumentation,
+    Measuring,
+    set_block_length,
+)
+from bench.systems.lockstep import Lockstep
+from bench.training import train
+from bench.workload import Workload
+from contract.aggregation import Aggregation, Mode
+from contract.catalogue import Dataset, ModelName
+from runtime.blocks import blocks_of
+from runtime.optimizer import MomentumSGD
+from runtime.policy import policy_for
+from runtime.state import ServerState
+
+TIMEOUT_SECONDS = 60.0
+ON, OFF, COUNTED = Measuring.ON, Measuring.OFF, Measuring.COUNTED
+SMALL = Workload(Dataset.DIGITS, ModelName.LOGISTIC_REGRESSION, batch_size=64, epochs=2, workers=2)
+
+
+def in_child(target: Target, folder: Path) -> Any:
+    """What `target` sends from a process of its own: what it replaces is gone with it."""
+    with Processes(folder, TIMEOUT_SECONDS, tuned=False) as processes:
+        return processes.receive(processes.start("child", target))
+
+
+def test_either_lap_comes_first_as_often() -> None:
+    assert plan_of(3) == [ON, OFF, OFF, ON, ON, OFF, COUNTED]
+
+
+def test_pairs_have_the_measured_lap_first() -> None:
+    assert pairs_of(plan_of(2), [1.0, 2.0, 3.0, 4.0, 99.0]) == [(1.0, 2.0), (4.0, 3.0)]
+
+
+def test_a_row_says_what_both_ways_of_asking_found() -> None:
+    laps = Laps([(1.1, 1.0), (1.2, 1.0), (1.3, 1.0)], {CLOCK: 2.0, "update": 1.0, "drop": 0.0})
+    costs = {CLOCK: 0.003, "update": 0.006, "drop": 1.0}
+    row = row_of(laps, costs, workload="w", transport="tcp", parameters=1, workers=1)
+    assert (row.off_over_on, row.off_over_on_interval, row.laps) == (1.2, (1.1, 1.3), 3)
+    assert (row.step_seconds, row.cost_seconds, row.cost_share) == (1.2, 0.012, 0.01)
+    assert row.counts == {CLOCK: 2.0, "update": 1.0}
+    assert row.nanoseconds == {CLOCK: 3e6, "update": 6e6}
+
+
+def test_all_that_is_counted_has_a_cost() -> None:
+    costs = measured_costs(workers=2, gradients=2, waited_seconds=0.001)
+    assert set(costs) == {CLOCK, "update", "wait", "drop", "repeat", ALL_TRAINING, SENDS, RECEIVES, SUMS}
+    assert all(0 <= seconds < 0.001 for seconds in costs.values())
+    assert costs["update"] > 0
+    assert cost_of_step({"update": 3.0}, costs) == 3 * costs["update"]
+
+
+def _push_in_turn(pipe: "Connection[Any, Any]") -> None:
+    """Push a gradient on, off, counted and on; send what the figures had grown by each time."""
+    instrumentation = Instrumentation()
+    state = ServerState(
+        workers=1,
+        parameters=torch.zeros(100_000),
+        optimizer=lambda part: MomentumSGD(part, learning_rate=0.1, momentum=0.0),
+        policy=policy_for(Mode.ASYNC, 1, Aggregation()),
+    )
+    state.join(0)
+    state.attend(0)
+    state.ready(0, 100_000, steps=4)
+    found, seconds, updates = [], 0.0, 0
+    for step, measuring in enumerate([ON, OFF, COUNTED, ON]):
+        instrumentation.turn(measuring)
+        state.push(0, step, step, torch.ones(100_000))
+        summary = state.summary()
+        found.append((summary["apply_seconds"] > seconds, summary["global_steps_completed"] - updates))
+        seconds, updates = summary["apply_seconds"], summary["global_steps_completed"]
+    pipe.send((found, instrumentation.counts(), float(state.aggregator.parameters[0])))
+    pipe.recv()
+
+
+def test_what_is_turned_off_measures_nothing_and_works_as_before(tmp_path: Path) -> None:
+    found, counts, parameter = in_child(_push_in_turn, tmp_path)
+    assert found == [(True, 1), (False, 0), (True, 1), (True, 1)]
+    assert parameter == pytest.approx(-0.4)
+    assert (counts["update"], counts["wait"], counts[ALL_TRAINING], counts["drop"]) == (1, 1, 1, 0)
+    # When its last block came, when it was released, when it was applied, and how long that took.
+    assert counts[CLOCK] >= 4
+
+
+def test_push_pull_is_measured_with_and_without() -> None:
+    laps = push_pull_laps(Lockstep("tcp"), 10_000, 2)
+    assert len(laps.pairs) == 2
+    assert all(0 < seconds < 1 for pair in laps.pairs for seconds in pair)
+    assert (laps.counts["update"], laps.counts["wait"]) == (1, 1)
+    # A push and its block, an answer and its block.
+    assert laps.counts[SENDS] >= 2
+    assert laps.counts[RECEIVES] >= 4
+
+
+def test_training_is_measured_with_and_without() -> None:
+    row = training_row(SMALL, pairs=2)
+    assert (row.laps, row.workers, row.parameters) == (2, 2, 650)
+    assert (row.counts["update"], row.counts["wait"], row.counts[SUMS]) == (1, 2, 2)
+    assert 0 < row.cost_seconds < row.step_seconds
+    assert row.off_over_on > 0
+
+
+def _cut(pipe: "Connection[Any, Any]") -> None:
+    set_block_length(1000)
+    lengths = {
+        module.BLOCK_LENGTH
+        for name, module in sys.modules.items()
+        if name.startswith("runtime.") and hasattr(module, "BLOCK_LENGTH")
+    }
+    pipe.send((blocks_of(2500), lengths))
+    pipe.recv()
+
+
+def test_blocks_are_cut_as_long_as_asked_wherever_they_are_cut(tmp_path: Path) -> None:
+    cut, lengths = in_child(_cut, tmp_path)
+    assert cut == [slice(0, 1000), slice(1000, 2000), slice(2000, 2500)]
+    assert lengths == {1000}
+
+
+@pytest.mark.parametrize("transport", ["tcp", "shared-memory"])
+@pytest.mark.parametrize("mode", [Mode.SYNC, Mode.ASYNC])
+def test_a_round_with_other_blocks_and_momentum_has_the_right_parameters(
+    mode: Mode, transport: Any, tmp_path: Path
+) -> None:
+    case = Case(50_000, 2, Variant("tuned"), warm_up=1, updates=3, folder=tmp_path)
+    Lockstep(transport, mode=mode, momentum=0.75, block_length=1 << 14).run_round(case, TIMEOUT_SECONDS)
+
+
+@pytest.mark.parametrize(("mode", "updates"), [(Mode.SYNC, 5), (Mode.ASYNC, 15)])
+def test_what_is_expected_is_what_the_optimizer_does(mode: Mode, updates: int, tmp_path: Path) -> None:
+    parameters = torch.zeros(1)
+    optimizer = MomentumSGD(parameters, learning_rate=LEARNING_RATE, momentum=0.75)
+    for _ in range(updates):
+        optimizer.step(torch.ones(1))
+    case = Case(1, 3, Variant(), warm_up=1, updates=4, folder=tmp_path)
+    expected = Lockstep("tcp", mode=mode, momentum=0.75).expected_parameter(case)
+    assert expected == pytest.approx(float(parameters))
+    assert Lockstep("tcp").expected_parameter(case) == case.expected_parameter
+
+
+def test_lengths_cut_a_model_or_leave_it_whole() -> None:
+    assert blocks.lengths_for(62_006) == [1 << 14, 62_006]
+    assert blocks.lengths_for(1 << 18) == [1 << 14, 1 << 16, 1 << 17, 1 << 18]
+
+
+@pytest.mark.parametrize(("runtimes", "own"), [(400, 400), (4000, 1000)])
+def test_lengths_are_set_beside_the_runtimes(runtimes: int, own: int) -> None:
+    rates = {400: [10.0, 30.0, 20.0], 1000: [40.0, 40.0, 40.0]}
+    rows = blocks.rows_of(rates, transport="tcp", parameters=1000, runtimes=runtimes)
+    assert [(row.block_length, row.blocks, row.updates_per_second) for row in rows] == [
+        (400, 3, 20),
+        (1000, 1, 40),
+    ]
+    assert [row.block_length for row in rows if row.is_runtimes] == [own]
+    assert [row.ratio_to_runtimes for row in rows if row.is_runtimes] == [1]
+
+
+def test_memory_is_told_in_models() -> None:
+    row = memory.row_of(
+        Peaks(resident=4000, private=1200, proportional=2800),
+        Peaks(resident=4400, private=1600, proportional=2800),
+        mode=Mode.SYNC,
+        transport="tcp",
+        parameters=100,
+        workers=4,
+        steps=2,
+    )
+    assert (row.resident, row.private, row.proportional) == (10, 3, 7)
+    assert (row.longer_steps, row.longer_resident, row.longer_private) == (6, 11, 4)
+
+
+def test_shared_pages_are_told_from_the_servers_own() -> None:
+    parameters, workers = 5_000_000, 2
+    peaks = peaks_of(Lockstep("shared-memory", momentum=0.75), parameters, workers, steps=3)
+    model = 4 * parameters
+    # Parameters and momentum are its own; each worker has a gradient and parameters.
+    assert 2 * model <= peaks.private < 4 * model
+    assert peaks.proportional - peaks.private == pytest.approx(workers * model, rel=0.1)
+    assert peaks.resident >= 0.95 * (2 + 2 * workers) * model
+
+
+def test_codecs_are_set_beside_none_seed_by_seed() -> None:
+    outcomes = {
+        "none": [Outcome(4.0, 90.0, 800), Outcome(6.0, 92.0, 800), Outcome(5.0, 97.0, 800)],
+        "topk": [Outcome(1.0, 91.0, 10), Outcome(1.0, 91.0, 10), Outcome(1.0, 97.0, 13)],
+    }
+    plain, topk = compression.rows_of(outcomes, SMALL, parameters=650)
+    assert (plain.times_shorter, plain.accuracy_difference) == (1, 0)
+    assert (topk.times_shorter, topk.epoch_seconds, topk.bytes_per_step) == (5, 1, 11)
+    assert (topk.accuracy, topk.accuracy_difference, topk.accuracy_differences) == (93, 0, (-1, 1))
+
+
+def test_training_over_a_slow_link_takes_as_long_as_its_bytes() -> None:
+    trained = train_compressed(SMALL, "int8", seed=1)
+    outcome = outcome_of(trained)
+    # Two ways of 650 bytes and a scale, and frames.
+    assert 1300 < outcome.bytes_per_step < 2000
+    assert 50 < outcome.accuracy <= 100
+    assert outcome.epoch_seconds > 0
+
+
+def test_a_training_that_fails_says_why(tmp_path: Path) -> None:
+    environment = SMALL.environment().model_copy(update={"model": ModelName.CIFAR_CNN})
+    with pytest.raises(RoundFailed, match="cifar-cnn"):
+        train(environment, tmp_path)

@@ -1,0 +1,61 @@
+from pathlib import Path
+
+import pytest
+
+from bench.case import RoundFailed
+from bench.epoch import CONTESTANTS, DDP, LOCKSTEP, rows_of, train_ddp, train_lockstep
+from bench.workload import WORKLOADS, Epoch, Run, Workload, run_of, same_training
+from contract.catalogue import Dataset, ModelName
+
+WORKLOAD = WORKLOADS["digits-cnn"]
+
+
+def test_an_epoch_takes_as_long_as_its_slowest_rank_and_the_first_is_not_counted() -> None:
+    ranks = [
+        [Epoch(9.0, 4.0), Epoch(1.0, 2.0), Epoch(3.0, 1.0), Epoch(1.0, 0.0)],
+        [Epoch(8.0, 2.0), Epoch(2.0, 1.0), Epoch(1.0, 1.0), Epoch(4.0, 1.0)],
+    ]
+    assert run_of(ranks) == Run(epoch_seconds=3.0, losses=(3.0, 1.5, 1.0, 0.5))
+
+
+def test_one_epoch_is_refused() -> None:
+    with pytest.raises(ValueError, match="first meets cold memory"):
+        run_of([[Epoch(1.0, 1.0)]])
+
+
+def test_runs_that_learned_otherwise_are_told_apart() -> None:
+    assert same_training(Run(1, (2.0, 1.0)), Run(9, (2.001, 0.999)))
+    assert not same_training(Run(1, (2.0, 1.0)), Run(1, (2.0, 1.1)))
+    assert not same_training(Run(1, (2.0, float("nan"))), Run(1, (2.0, float("nan"))))
+
+
+def test_a_system_is_set_beside_ddps_faster_variant() -> None:
+    ours, default, tuned = CONTESTANTS
+    losses = (2.0, 1.0)
+    runs = {
+        ours: [Run(3.0, losses)],
+        default: [Run(2.0, losses), Run(4.0, losses)],
+        tuned: [Run(1.5, losses)],
+    }
+    lockstep, ddp = rows_of("digits-cnn", WORKLOAD, runs)
+    assert (lockstep.system, lockstep.epoch_seconds, lockstep.ratio_to_ddp) == (LOCKSTEP, 3.0, 2.0)
+    assert (ddp.system, ddp.variant, ddp.ratio_to_ddp) == (DDP, "tuned malloc", 1.0)
+    assert lockstep.parameters == 38_282
+
+
+def test_times_of_different_trainings_are_not_compared() -> None:
+    ours, default, _ = CONTESTANTS
+    with pytest.raises(RoundFailed, match=r"PyTorch DDP .* did not train as the others"):
+        rows_of("digits-cnn", WORKLOAD, {ours: [Run(1, (2.0, 1.0))], default: [Run(1, (2.0, 1.5))]})
+
+
+def test_lockstep_and_ddp_train_alike(tmp_path: Path) -> None:
+    workload = Workload(Dataset.DIGITS, ModelName.LOGISTIC_REGRESSION, batch_size=64, epochs=2, workers=2)
+    runs = []
+    for number, run in enumerate((train_lockstep, train_ddp)):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        runs.append(run(workload, CONTESTANTS[number].variant, folder))
+    ours, theirs = runs
+    assert ours.losses[1] < ours.losses[0]
+    assert same_training(ours, theirs, tolerance=1e-5)
