@@ -4,7 +4,7 @@ BIN := .venv/bin
 AWS_CDK := aws-cdk@2.1148.1
 AWS_CLI := awscli==1.46.3
 
-.PHONY: setup demo test check fix generate clean
+.PHONY: setup demo test check bench fix generate clean
 
 setup: .venv/.installed
 
@@ -23,6 +23,16 @@ check: setup
 	$(BIN)/lint-imports
 	$(BIN)/python -m contract.schema --check
 	$(BIN)/python -m tests.generated_code
+
+# Not on a machine that does other things: about 30 minutes, and the figures are this machine's. Parts of it, in minutes:
+# `python -m bench --quick --only lockstep-tcp,raw-tcp --sizes 62k --workers 1`.
+bench: setup .tools/bench/.installed
+	$(BIN)/python -m bench epoch --output bench/results
+	$(BIN)/python -m bench instrumentation --output bench/results
+	$(BIN)/python -m bench blocks --output bench/results
+	$(BIN)/python -m bench memory --output bench/results
+	$(BIN)/python -m bench compression --output bench/results
+	$(BIN)/python -m bench push-pull --output bench/results; failed=$$?; $(BIN)/python -m bench report && exit $$failed
 
 fix: setup
 	$(BIN)/ruff check --fix .
@@ -55,3 +65,9 @@ clean:
 	mkdir -p .tools/cdk
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --silent --no-fund --no-audit --prefix .tools/cdk $(AWS_CDK)
 	touch $@
+
+# Ray brings pins that are none of ours: it has an environment of its own. Where it does not install, the bench says so
+# and measures the others.
+.tools/bench/.installed: bench/requirements.txt
+	test -x .tools/bench/bin/python || $(PYTHON) -m venv .tools/bench
+	-.tools/bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt && touch $@
