@@ -19,45 +19,11 @@ from runtime.blocks import blocks_of
 from runtime.compensation import compensate
 from runtime.optimizer import Optimizer
 from runtime.parameters import memory_of
+from runtime.pool import BlockPool
+from runtime.update import Update
 
 OptimizerFactory = Callable[[Tensor], Optimizer]
 """Makes the optimizer of one block, for its parameters."""
-
-
-class Update:
-    """Gradients that change the parameters together: one of each of `members`.
-
-    Until it is decided, members may join it. All attributes change under the lock of the server's state only.
-    """
-
-    def __init__(self, blocks: int) -> None:
-        self.members: set[int] = set()
-        """Ranks."""
-        self.decided = False
-        """No gradient is added to it any more."""
-        self.weight = 1.0
-        """What the mean of its gradients is multiplied by."""
-        self.learning_factor = 1.0
-        """What the learning rate is multiplied by."""
-        self._applied = bytearray(blocks)
-        self._followers: list[Callable[[int], None]] = []
-        self._lock = threading.Lock()
-
-    def follow(self, notify: Callable[[int], None]) -> None:
-        """Have `notify` called once with each block, as soon as this update has been applied to it."""
-        with self._lock:
-            for index, applied in enumerate(self._applied):
-                if applied:
-                    notify(index)
-            self._followers.append(notify)
-
-    def mark(self, index: int) -> None:
-        """A block has this update now."""
-        with self._lock:
-            if not self._applied[index]:
-                self._applied[index] = True
-                for notify in self._followers:
-                    notify(index)
 
 
 @dataclass(slots=True, eq=False)
@@ -72,8 +38,8 @@ class _Partial:
     stale: set[int] = field(default_factory=set)
     """Those whose gradient this block had got before, from a server that was restarted."""
     parked: dict[int, Tensor] = field(default_factory=dict)
-    """Gradients that came before their turn; those that took a spare block are in `spare`."""
-    spare: set[int] = field(default_factory=set)
+    """Gradients that came before their turn; the memory of those of `owned` is ours."""
+    owned: set[int] = field(default_factory=set)
 
 
 class _Block:
@@ -125,6 +91,8 @@ class Aggregator:
         self._held = held or {}
         self.away: frozenset[int] = frozenset()
         """Ranks that push no more, for now or for good: nobody's turn waits for theirs. Then, `settle`."""
+        self.pool = BlockPool()
+        """Where memory for the gradients of `add` comes from, and goes back to."""
         self._stopped = False
         # What waits for its turn may take as much memory as the parameters: more would grow with the workers.
         self._spare = threading.Semaphore(max(len(self.blocks), MAX_WORKERS))
@@ -135,9 +103,8 @@ class Aggregator:
         """Add one block of a member's gradient; apply the block if it was the last that the update waited for.
 
         Waits where the gradient's turn has not come and there is no room to keep it: this is what holds a sender
-        back. Who is no member any more was lost: nothing is added. Returns whether `gradient` was kept: the caller
-        must not write to it any more. `lasting`: it may be kept for nothing, for it will not change before its
-        worker is answered.
+        back. Who is no member any more was lost: nothing is added. Returns whether `gradient` was kept: its memory is
+        the aggregator's then. `lasting`: it stays the caller's, who does not change it before its worker is answered.
         """
         block = self._blocks[index]
         with block:
@@ -155,14 +122,13 @@ class Aggregator:
                 block.steps[rank] = step + 1
                 self._apply(index, block, update, gradient, rank=rank, scale=update.weight)
                 return False
-            kept = self._wait_for_turn(block, update, rank, gradient, lasting=lasting)
-            if rank not in update.members:
-                return kept
-            block.steps[rank] = step + 1
-            if not kept:
-                self._sum(partial, rank, gradient)
-            self._settle(index, block, update)
-            return kept
+            parked = self._park_until_turn(block, update, rank, gradient, lasting=lasting)
+            taken = False
+            if rank in update.members:
+                block.steps[rank] = step + 1
+                taken = not parked and self._sum(partial, rank, gradient, owned=not lasting)
+                self._settle(index, block, update)
+            return taken or (parked and not lasting)
 
     @contextmanager
     def reading(self, index: int) -> Iterator[memoryview]:
@@ -233,16 +199,16 @@ class Aggregator:
 
     # The block's lock is held below.
 
-    def _wait_for_turn(
+    def _park_until_turn(
         self, block: _Block, update: Update, rank: int, gradient: Tensor, *, lasting: bool
     ) -> bool:
-        """Return False once it is this rank's turn, or never will be; True where the gradient is kept until then."""
+        """Return True where the gradient waits for its turn; False once its turn has come, or never will."""
         partial = block.partials[update]
         while rank in update.members and not self._is_turn(update, partial, rank) and not self._stopped:
             if lasting or self._spare.acquire(blocking=False):
                 partial.parked[rank] = gradient
                 if not lasting:
-                    partial.spare.add(rank)
+                    partial.owned.add(rank)
                 return True
             block.changed.wait()
         return False
@@ -254,23 +220,32 @@ class Aggregator:
         apart = self.away if not update.decided else self.away | (set(range(rank)) - update.members)
         return all(other in partial.ranks or other in apart for other in range(rank))
 
-    def _sum(self, partial: _Partial, rank: int, gradient: Tensor) -> None:
-        if partial.total is None:
-            partial.total = gradient.clone()
-        else:
-            partial.total.add_(gradient)
+    def _sum(self, partial: _Partial, rank: int, gradient: Tensor, *, owned: bool) -> bool:
+        """Add a gradient to the sum. Returns whether it is the sum now, which it may become if its memory is ours."""
         partial.ranks.add(rank)
+        if partial.total is not None:
+            partial.total.add_(gradient)
+            return False
+        partial.total = gradient if owned else self.pool.take(len(gradient)).copy_(gradient)
+        return owned
 
-    def _unpark(self, partial: _Partial, rank: int) -> Tensor:
-        if rank in partial.spare:
-            partial.spare.discard(rank)
-            self._spare.release()
-        return partial.parked.pop(rank)
+    def _sum_parked(self, partial: _Partial, rank: int) -> None:
+        gradient, owned = partial.parked.pop(rank), rank in partial.owned
+        if owned:
+            self._leave_spare(partial, rank)
+        if not self._sum(partial, rank, gradient, owned=owned) and owned:
+            self.pool.give(gradient)
+
+    def _leave_spare(self, partial: _Partial, rank: int) -> None:
+        partial.owned.discard(rank)
+        self._spare.release()
 
     def _forget(self, block: _Block, partial: _Partial, rank: int) -> None:
         """A lost worker may come back, and push the same step again: to this block too if it was not added yet."""
-        if rank in partial.parked:
-            self._unpark(partial, rank)
+        if (gradient := partial.parked.pop(rank, None)) is not None:
+            if rank in partial.owned:
+                self._leave_spare(partial, rank)
+                self.pool.give(gradient)
             block.steps[rank] -= 1
         if rank in partial.ranks - partial.stale:
             partial.lost.append(rank)
@@ -294,7 +269,7 @@ class Aggregator:
         for rank in sorted(partial.parked):
             if not self._is_turn(update, partial, rank):
                 break
-            self._sum(partial, rank, self._unpark(partial, rank))
+            self._sum_parked(partial, rank)
         block.changed.notify_all()
         if not update.decided or not update.members <= partial.ranks:
             return
@@ -304,10 +279,13 @@ class Aggregator:
             return
         scale = update.weight / (len(partial.ranks - partial.stale) + len(partial.lost))
         rank = min(partial.ranks, default=0)
-        self._apply(index, block, update, partial.total, rank=rank, scale=scale)
+        if scale != 1.0:
+            partial.total.mul_(scale)
+        self._apply(index, block, update, partial.total, rank=rank)
+        self.pool.give(partial.total)
 
     def _apply(
-        self, index: int, block: _Block, update: Update, gradient: Tensor, *, rank: int, scale: float
+        self, index: int, block: _Block, update: Update, gradient: Tensor, *, rank: int, scale: float = 1.0
     ) -> None:
         """`rank`: whose gradient it is, if it is that of one."""
         began = time.monotonic()

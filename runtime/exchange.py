@@ -9,7 +9,7 @@ from enum import Enum
 from queue import SimpleQueue
 from typing import NamedTuple
 
-from runtime.aggregation import Update
+from runtime.update import Update
 
 
 class Phase(Enum):

@@ -6,11 +6,12 @@ Runs in the parameter server, under the lock of its state; knows nothing of who 
 from collections.abc import Callable
 
 from runtime.accounting import Accounting
-from runtime.aggregation import Aggregator, Update
+from runtime.aggregation import Aggregator
 from runtime.exchange import Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership
 from runtime.policy import Policy, Push, Verdict
 from runtime.schedule import Schedule
+from runtime.update import Update
 
 
 class Rounds:

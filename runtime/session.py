@@ -10,7 +10,6 @@ from queue import SimpleQueue
 import torch
 from torch import Tensor
 
-from runtime.blocks import BLOCK_LENGTH
 from runtime.compression import Codec, PayloadRefused
 from runtime.exchange import Ready, Ticket
 from runtime.frames import ConnectionClosed, Frame, Outgoing, Stream, WireRefused, name_of
@@ -47,9 +46,9 @@ class Session:
         self._codec = codec
         self._shared = shared
         self._blocks = state.aggregator.blocks
-        if shared is None:
-            self._arriving = _Buffer(state.length)
-            self._payload = memoryview(bytearray(codec.max_bytes(self._arriving.values.numel())))
+        self._pool = state.aggregator.pool
+        if codec.name != "none":
+            self._payload = memoryview(bytearray(codec.max_bytes(self._blocks[0].stop)))
         self._answers: SimpleQueue[_Reply | None] = SimpleQueue()
         self._down_lock = threading.Lock()
         self._retired = False
@@ -128,8 +127,8 @@ class Session:
         for index, block in enumerate(self._blocks):
             gradient = self._gradient(reply.ticket, index, block)
             kept = self._state.take(reply.ticket, index, gradient, lasting=self._shared is not None)
-            if kept and self._shared is None:
-                self._arriving = _Buffer(self._state.length)
+            if not kept and self._shared is None:
+                self._pool.give(gradient)
             if at_once:
                 while not reply.ready.empty():
                     self._send_next(reply)
@@ -142,7 +141,7 @@ class Session:
             if self._shared is not None:
                 gradient = self._shared.gradient[block]
             else:
-                gradient = self._arriving.values[: block.stop - block.start]
+                gradient = self._pool.take(block.stop - block.start)
                 self._receive_block(index, gradient)
             if bad := count_non_finite(gradient):
                 raise WireRefused(
@@ -164,7 +163,7 @@ class Session:
         if frame.length > largest:
             raise WireRefused(f"block {index} of {frame.length} bytes; expected at most {largest}")
         if self._codec.name == "none":
-            self._up.receive_into(self._arriving.memory[:largest])
+            self._up.receive_into(memory_of(gradient))
             return
         payload = self._payload[: frame.length]
         self._up.receive_into(payload)
@@ -260,11 +259,3 @@ class _Reply:
         if answer is None:
             raise AssertionError("blocks leave once the worker may go on")
         return Answer(version=answer.version, waited_seconds=answer.waited_seconds, dropped=answer.dropped)
-
-
-class _Buffer:
-    """Room for any block of a vector of `length` elements: as a tensor, and as the bytes of the same memory."""
-
-    def __init__(self, length: int) -> None:
-        self.values = torch.empty(min(length, BLOCK_LENGTH))
-        self.memory = memory_of(self.values)

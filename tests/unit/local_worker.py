@@ -17,7 +17,7 @@ PATIENCE = 30.0
 @contextmanager
 def blocks_of_length(length: int) -> Iterator[None]:
     """Cut vectors into blocks of so many elements, wherever they are cut."""
-    modules = ("blocks", "session", "data_connection")
+    modules = ("blocks", "data_connection")
     patches = [patch(f"runtime.{module}.BLOCK_LENGTH", length) for module in modules]
     for each in patches:
         each.start()

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from contract.document import MAX_WORKERS
-from runtime.aggregation import Aggregator, Update
+from runtime.aggregation import Aggregator
 from runtime.optimizer import MomentumSGD
+from runtime.update import Update
 from tests.unit.local_worker import PATIENCE, blocks_of_length
 
 BLOCK = 8
@@ -63,7 +64,10 @@ def test_a_sum_in_rank_order_has_the_same_bits_whoever_comes_first(
     while waiting := [rank for rank, count in sent.items() if count < blocks]:
         rank = data.draw(st.sampled_from(waiting))
         block = aggregator.blocks[sent[rank]]
-        aggregator.add(update, rank, 0, sent[rank], gradients[rank][block], lasting=lasting)
+        gradient = gradients[rank][block]
+        aggregator.add(
+            update, rank, 0, sent[rank], gradient if lasting else gradient.clone(), lasting=lasting
+        )
         sent[rank] += 1
         # A block is applied exactly when all have sent it
         assert applied_to(update) == set(range(min(sent.values())))
@@ -157,7 +161,7 @@ def test_no_more_blocks_wait_for_their_turn_than_the_parameters_have_and_senders
         assert applied_to(update) == set()
         # When the first one comes, all are freed
         for index in range(BLOCKS):
-            assert not aggregator.add(update, 0, 0, index, torch.ones(BLOCK))
+            aggregator.add(update, 0, 0, index, torch.ones(BLOCK))
         for sender in early:
             sender.done.result(PATIENCE)
     assert applied_to(update) == set(range(BLOCKS))
@@ -173,7 +177,7 @@ def test_memory_that_does_not_change_until_its_worker_is_answered_takes_no_spare
     update = update_of(aggregator, *range(4))
     for rank in (3, 2, 1):
         for index in range(BLOCKS):
-            assert aggregator.add(update, rank, 0, index, torch.ones(BLOCK), lasting=True)
+            assert not aggregator.add(update, rank, 0, index, torch.ones(BLOCK), lasting=True)
     for index in range(BLOCKS):
         aggregator.add(update, 0, 0, index, torch.ones(BLOCK))
     assert applied_to(update) == set(range(BLOCKS))

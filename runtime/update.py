@@ -1,0 +1,43 @@
+"""Updates: which gradients change the parameters together, and which blocks have got them.
+
+Runs in the parameter server; knows nothing of how gradients are added up or decided on.
+"""
+
+import threading
+from collections.abc import Callable
+
+
+class Update:
+    """Gradients that change the parameters together: one of each of `members`.
+
+    Until it is decided, members may join it. All attributes change under the lock of the server's state only.
+    """
+
+    def __init__(self, blocks: int) -> None:
+        self.members: set[int] = set()
+        """Ranks."""
+        self.decided = False
+        """No gradient is added to it any more."""
+        self.weight = 1.0
+        """What the mean of its gradients is multiplied by."""
+        self.learning_factor = 1.0
+        """What the learning rate is multiplied by."""
+        self._applied = bytearray(blocks)
+        self._followers: list[Callable[[int], None]] = []
+        self._lock = threading.Lock()
+
+    def follow(self, notify: Callable[[int], None]) -> None:
+        """Have `notify` called once with each block, as soon as this update has been applied to it."""
+        with self._lock:
+            for index, applied in enumerate(self._applied):
+                if applied:
+                    notify(index)
+            self._followers.append(notify)
+
+    def mark(self, index: int) -> None:
+        """A block has this update now."""
+        with self._lock:
+            if not self._applied[index]:
+                self._applied[index] = True
+                for notify in self._followers:
+                    notify(index)
