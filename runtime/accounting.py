@@ -3,7 +3,7 @@
 Pure; runs in the parameter server, which tells it the (monotonic) time. Knows nothing of gradients or workers.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -14,21 +14,20 @@ SHORTEST_WAIT: Final = 0.001
 class Accounting:
     """Running figures of one experiment, in the fields of the server's records.
 
-    The staleness of a gradient is the version that it is applied to, less the version it was computed on.
+    The staleness of a gradient is the version that it is applied to, less the version it was computed on. An update
+    only adds to what is new; that goes into the figures when they are asked for, or would go into others from now on.
     """
 
     def __init__(self) -> None:
-        self.all_training = False
-        """Every worker has pushed once and will push again. Before and after, staleness and time have other
-        laws: those that are left have fewer others, and the last one is as slow as the slowest."""
-
+        self._all_training = False
         self._started: float | None = None
-        self._last_update = self._finished = self._interval_began = 0.0
+        self._last_update = self._last_addition = self._finished = self._interval_began = 0.0
         self._seconds_all_training = 0.0
         self._past_seconds = 0.0
         """Training before the server was restarted."""
-        self._updates = self._interval_updates = self._updates_all_training = 0
+        self._new_updates = self._updates = self._interval_updates = self._updates_all_training = 0
         self._dropped = self._repeated = 0
+        self._new_stalenesses: defaultdict[int, int] = defaultdict(int)
         self._stalenesses: Counter[int] = Counter()
         self._stalenesses_all_training: Counter[int] = Counter()
         self._stalenesses_interval: Counter[int] = Counter()
@@ -39,10 +38,25 @@ class Accounting:
     def start(self, now: float) -> None:
         """All workers are there."""
         self._started = now - self._past_seconds
-        self._last_update = self._finished = self._interval_began = now
+        self._last_update = self._last_addition = self._finished = self._interval_began = now
+
+    @property
+    def all_training(self) -> bool:
+        """Every worker has pushed once and will push again.
+
+        Before and after, staleness and time have other laws: those that are left have fewer others, and the last one
+        is as slow as the slowest.
+        """
+        return self._all_training
+
+    @all_training.setter
+    def all_training(self, value: bool) -> None:
+        self._add_up()
+        self._all_training = value
 
     def facts(self, now: float) -> dict[str, Any]:
         """All of it as JSON values, for a server that takes this one's place."""
+        self._add_up()
         return {
             "seconds": self._seconds_until(now),
             "updates": self._updates,
@@ -71,18 +85,23 @@ class Accounting:
 
     def update(self, now: float, stalenesses: Iterable[int]) -> None:
         """One update was made of gradients that were so stale."""
-        # One by one: adding counters costs more than all the rest.
         for staleness in stalenesses:
-            self._stalenesses[staleness] += 1
-            self._stalenesses_interval[staleness] += 1
-            if self.all_training:
-                self._stalenesses_all_training[staleness] += 1
-        if self.all_training:
-            self._updates_all_training += 1
-            self._seconds_all_training += now - self._last_update
-        self._updates += 1
-        self._interval_updates += 1
+            self._new_stalenesses[staleness] += 1
+        self._new_updates += 1
         self._last_update = now
+
+    def _add_up(self) -> None:
+        """What is new counts where it belongs."""
+        self._updates += self._new_updates
+        self._interval_updates += self._new_updates
+        self._stalenesses.update(self._new_stalenesses)
+        self._stalenesses_interval.update(self._new_stalenesses)
+        if self._all_training:
+            self._updates_all_training += self._new_updates
+            self._seconds_all_training += self._last_update - self._last_addition
+            self._stalenesses_all_training.update(self._new_stalenesses)
+        self._new_updates, self._last_addition = 0, self._last_update
+        self._new_stalenesses.clear()
 
     def drop(self) -> None:
         """A gradient came too late to count."""
@@ -110,6 +129,7 @@ class Accounting:
 
     def interval(self, now: float) -> dict[str, Any]:
         """Fields of a ServerInterval, but for the version; the next interval begins."""
+        self._add_up()
         seconds = now - self._interval_began
         updates, stalenesses = self._interval_updates, self._stalenesses_interval
         self._interval_began, self._interval_updates, self._stalenesses_interval = now, 0, Counter()
@@ -124,6 +144,7 @@ class Accounting:
 
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers. Rates are over the time up to the last update."""
+        self._add_up()
         seconds = self._seconds_until(self._last_update)
         return {
             "total_training_time_seconds": self._seconds_until(self._finished),

@@ -78,5 +78,11 @@ class Ticket:
         """What the worker goes on with, as soon as it is let go on."""
         if self.released_at is None:
             return None
-        waited = 0.0 if self.received_at is None else max(self.released_at - self.received_at, 0.0)
-        return Answer(self.released_version, waited, self.dropped)
+        return Answer(self.released_version, self.waited_seconds, self.dropped)
+
+    @property
+    def waited_seconds(self) -> float:
+        """How long all of its gradient was there before its worker could go on."""
+        if self.released_at is None or self.received_at is None:
+            return 0.0
+        return max(self.released_at - self.received_at, 0.0)

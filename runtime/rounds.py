@@ -46,6 +46,8 @@ class Rounds:
         self._latest: Update | None = None
         self._tickets: dict[int, Ticket] = {}
         self._waiting: dict[int, Ticket] = {}
+        self._came_or_went = True
+        """Whether all train may have changed."""
 
     @property
     def undecided(self) -> dict[int, int]:
@@ -78,25 +80,33 @@ class Rounds:
 
     def admit(self, ticket: Ticket) -> None:
         """The first block of a gradient is there: let the policy decide."""
-        self._membership.member(ticket.rank).pushed = ticket.step + 1
+        now = self._clock()
+        if ticket.next_block == len(self._aggregator.blocks):
+            ticket.received_at = now
+        member = self._membership.member(ticket.rank)
+        member.pushed = ticket.step + 1
+        if ticket.step == 0 or member.pushed_all:
+            self._came_or_went = True
         self._waiting[ticket.rank] = ticket
         verdict = self._policy.push(Push(ticket.rank, ticket.step, ticket.version), self.version)
         if ticket.rank not in verdict.dropped:
             ticket.update = self._collecting
             ticket.update.members.add(ticket.rank)
-        self._carry_out(verdict)
+        self._carry_out(verdict, now)
 
     def enter(self, member: Member) -> None:
         """A worker will push, `member.pushed` next."""
+        self._came_or_went = True
         if not member.pushed_all:
             self._aggregator.away -= {member.rank}
             self._policy.enter(member.rank, member.pushed)
 
     def leave(self, rank: int) -> None:
         """A worker pushes no more: nobody waits for it."""
+        self._came_or_went = True
         before = self._latest
         self._aggregator.away |= {rank}
-        self._carry_out(self._policy.leave(rank))
+        self._carry_out(self._policy.leave(rank), self._clock())
         if self._latest is not before and self._latest is not None:
             self._aggregator.settle(self._latest)
         self._aggregator.settle(self._collecting)
@@ -118,21 +128,21 @@ class Rounds:
             ticket.ready.put(None)
         self._aggregator.stop()
 
-    def _carry_out(self, verdict: Verdict) -> None:
+    def _carry_out(self, verdict: Verdict, now: float) -> None:
         if verdict.update:
-            self._decide(verdict)
+            self._decide(verdict, now)
         self.consumed += len(verdict.update) + len(verdict.dropped)
         for rank in verdict.cancelled:
             self.superseded[rank] = self.version
         if verdict.cancelled:
             self._notify()
         for rank in sorted(verdict.release):
-            self._release(self._waiting.pop(rank), dropped=rank in verdict.dropped)
+            self._release(self._waiting.pop(rank), now, dropped=rank in verdict.dropped)
         for rank in sorted(verdict.release):
             if self._membership.member(rank).pushed_all:
                 self.leave(rank)
 
-    def _decide(self, verdict: Verdict) -> None:
+    def _decide(self, verdict: Verdict, now: float) -> None:
         """No more gradients are added to the update that was collected; a new one begins."""
         update, self._collecting = self._collecting, self._new_update()
         if update.members != verdict.update:
@@ -142,17 +152,18 @@ class Rounds:
         self._latest = update
         stalenesses = [self.version - self._waiting[rank].version for rank in verdict.update]
         self.version += 1
-        self._accounting.update(self._clock(), stalenesses)
-        # From the next gradient on: the first ones began on version 0, all at once, and are younger than the law.
-        self._accounting.all_training = self._membership.all_training
+        self._accounting.update(now, stalenesses)
+        if self._came_or_went:
+            # From the next gradient on: the first ones began on version 0, at once, and are younger than the law.
+            self._accounting.all_training = self._membership.all_training
+            self._came_or_went = False
 
-    def _release(self, ticket: Ticket, *, dropped: bool) -> None:
+    def _release(self, ticket: Ticket, now: float, *, dropped: bool) -> None:
         """The worker may go on, block by block, with what its gradient has become part of."""
-        ticket.released_at, ticket.released_version, ticket.dropped = self._clock(), self.version, dropped
+        ticket.released_at, ticket.released_version, ticket.dropped = now, self.version, dropped
         if dropped:
             self._accounting.drop()
-        if ticket.answer is not None:
-            self._accounting.wait(ticket.answer.waited_seconds)
+        self._accounting.wait(ticket.waited_seconds)
         self._follow(ticket)
 
     def _renew(self, ticket: Ticket, ready: Ready) -> None:

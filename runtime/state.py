@@ -183,11 +183,11 @@ class ServerState:
             if index != ticket.next_block:
                 return False
             ticket.next_block += 1
-            if ticket.next_block == len(self.aggregator.blocks):
-                ticket.received_at = self._clock()
             if index == 0:
                 # Under the lock: the next block may come by another connection, and needs the verdict.
                 self._admit(ticket)
+            elif ticket.next_block == len(self.aggregator.blocks):
+                ticket.received_at = self._clock()
         if ticket.void or ticket.update is None:
             return False
         return self.aggregator.add(ticket.update, ticket.rank, ticket.step, index, gradient, lasting=lasting)
