@@ -27,7 +27,7 @@ CLOCKED: Final = (aggregation, data_connection, training)
 CALLS: Final = ("update", "wait", "drop", "repeat")
 """Methods of Accounting that a push calls. The others are called once a training, or once in two seconds."""
 
-SENDS, RECEIVES, CLOCK, ALL_TRAINING = "frames sent", "pieces received", "clock", "all_training"
+SENDS, RECEIVES, CLOCK, ALL_TRAINING = "sends", "frames received", "clock", "all_training"
 """Beside CALLS: what is counted."""
 
 
@@ -62,7 +62,7 @@ class Instrumentation:
         cast("dict[str, Any]", ServerState.__init__.__kwdefaults__)["clock"] = self._now
         self._originals: dict[str, Any] = {name: vars(Accounting)[name] for name in CALLS}
         self._all_training = vars(Membership)["all_training"]
-        self._streams = {name: vars(Stream)[name] for name in ("_send", "receive_into")}
+        self._streams = {name: vars(Stream)[name] for name in ("_send", "receive")}
         self._counters: dict[str, Iterator[int]] = {}
 
     def turn(self, measuring: Measuring) -> None:
@@ -105,7 +105,7 @@ class Instrumentation:
         get_all_training = self._counted(ALL_TRAINING, self._all_training.fget)
         streams = {
             "_send": self._counted(SENDS, self._streams["_send"]),
-            "receive_into": self._counted(RECEIVES, self._streams["receive_into"]),
+            "receive": self._counted(RECEIVES, self._streams["receive"]),
         }
         calls = {name: self._counted(name, method) for name, method in self._originals.items()}
         self._put(self._counted(CLOCK, time.monotonic), calls, property(get_all_training), streams)

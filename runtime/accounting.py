@@ -31,7 +31,7 @@ class Accounting:
         self._stalenesses: Counter[int] = Counter()
         self._stalenesses_all_training: Counter[int] = Counter()
         self._stalenesses_interval: Counter[int] = Counter()
-        self._waits: Counter[float] = Counter()
+        self._waits: defaultdict[float, int] = defaultdict(int)
         self._lost: list[int] = []
         self._rejoined: list[int] = []
 
@@ -80,7 +80,7 @@ class Accounting:
         self._stalenesses_all_training = Counter(dict(facts["stalenesses_all_training"]))
         self._updates_all_training = facts["updates_all_training"]
         self._seconds_all_training = facts["seconds_all_training"]
-        self._waits = Counter(dict(facts["waits"]))
+        self._waits = defaultdict(int, facts["waits"])
         self._lost, self._rejoined = list(facts["lost"]), list(facts["rejoined"])
 
     def update(self, now: float, stalenesses: Iterable[int]) -> None:
@@ -113,7 +113,7 @@ class Accounting:
 
     def wait(self, seconds: float) -> None:
         """A gradient was held for so long before its worker could go on."""
-        self._waits[_bin_of(seconds)] += 1
+        self._waits[_bin_of(seconds) if seconds > SHORTEST_WAIT else SHORTEST_WAIT] += 1
 
     def lose(self, rank: int) -> None:
         """A worker vanished; the others go on."""
@@ -170,7 +170,7 @@ class Accounting:
         return self._past_seconds if self._started is None else moment - self._started
 
 
-def _pairs(counter: Counter[Any]) -> list[list[Any]]:
+def _pairs(counter: Mapping[Any, int]) -> list[list[Any]]:
     """What it counts, and how often, in lists: JSON keeps no tuples, and no keys that are numbers."""
     return [[value, times] for value, times in sorted(counter.items())]
 
