@@ -26,7 +26,7 @@ from bench.harness import (
 from bench.machine import machine
 from bench.systems.lockstep import Lockstep
 from contract.exchange import Transport
-from runtime.blocks import BLOCK_LENGTH
+from runtime.blocks import blocks_of
 
 LENGTHS: Final = tuple(1 << exponent for exponent in (14, 16, 17, 18, 19, 20, 22))
 TRANSPORTS: Final[tuple[Transport, ...]] = ("tcp", "shared-memory")
@@ -43,7 +43,7 @@ class BlocksRow:
     """Elements."""
     blocks: int
     is_runtimes: bool
-    """The length that the runtime has, or one block where the model has no more."""
+    """The length that the runtime itself cuts vectors of this size into."""
     rounds: int
     updates_per_second: float
     updates_per_second_quartiles: tuple[float, float]
@@ -58,20 +58,22 @@ def lengths_for(parameters: int) -> list[int]:
 def rows_of(
     rates: Mapping[int, Sequence[float]], *, transport: str, parameters: int, runtimes: int
 ) -> list[BlocksRow]:
-    """Rows of one size and transport; `rates`: length of blocks → updates per second of its rounds."""
+    """Rows of one size and transport; `rates`: length of blocks → updates per second of its rounds.
+
+    `runtimes`: the length that the runtime itself cuts such vectors into.
+    """
     spreads = {length: spread_of(found) for length, found in rates.items()}
-    own = min(runtimes, parameters)
     return [
         BlocksRow(
             transport=transport,
             parameters=parameters,
             block_length=length,
             blocks=-(-parameters // length),
-            is_runtimes=length == own,
+            is_runtimes=length == runtimes,
             rounds=len(rates[length]),
             updates_per_second=rounded(spread.median),
             updates_per_second_quartiles=(rounded(spread.lower), rounded(spread.upper)),
-            ratio_to_runtimes=rounded(spread.median / spreads[own].median),
+            ratio_to_runtimes=rounded(spread.median / spreads[runtimes].median),
         )
         for length, spread in spreads.items()
     ]
@@ -88,7 +90,9 @@ def measure(
         until = share_of_time(time.monotonic(), deadline, len(configurations) - number)
         with console.status(f"blocks: {parameters:,} parameters, {transport}"):
             rates = _rates(parameters, transport, rounds, seconds, until)
-        found = rows_of(rates, transport=transport, parameters=parameters, runtimes=BLOCK_LENGTH)
+        found = rows_of(
+            rates, transport=transport, parameters=parameters, runtimes=blocks_of(parameters)[0].stop
+        )
         rows += found
         best = max(found, key=lambda row: row.updates_per_second)
         console.print(

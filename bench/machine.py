@@ -8,8 +8,8 @@ import platform
 from importlib.metadata import version
 from typing import Any
 
-from bench import malloc
 from bench.systems.ray_actor import ray_version
+from runtime import malloc
 from runtime.process import host_facts
 
 

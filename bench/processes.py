@@ -20,8 +20,8 @@ from typing import Any, Self
 
 import torch
 
-from bench import malloc
 from bench.case import RoundFailed
+from runtime import malloc
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["bench.registry", "bench.epoch", "bench.instrumentation"])

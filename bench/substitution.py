@@ -5,7 +5,6 @@ The one place of the bench that depends on how the runtime is written inside.
 """
 
 import itertools
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +13,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from runtime import aggregation, data_connection, training
+from runtime import aggregation, blocks, data_connection, training
 from runtime.accounting import Accounting
 from runtime.exchange import Ready, Ticket
 from runtime.frames import Stream
@@ -32,10 +31,9 @@ SENDS, RECEIVES, CLOCK, ALL_TRAINING = "sends", "frames received", "clock", "all
 
 
 def set_block_length(elements: int) -> None:
-    """Have vectors cut into blocks of so many elements: in every module that knows the length."""
-    for name, module in list(sys.modules.items()):
-        if name.startswith("runtime.") and hasattr(module, "BLOCK_LENGTH"):
-            vars(module)["BLOCK_LENGTH"] = elements
+    """Have vectors cut into blocks of so many elements."""
+    for name in ("BLOCK_LENGTH", "WHOLE_LENGTH"):
+        vars(blocks)[name] = elements
 
 
 class Measuring(Enum):

@@ -15,11 +15,21 @@ from typing import Any
 from bench.case import RoundFailed
 from bench.processes import Child, Processes, Target
 from bench.workload import Epoch
-from contract.metrics import Record, TaskStarted, WorkerEpoch, WorkerSummary, from_line, is_metric_line
+from contract.metrics import (
+    Record,
+    TaskFailed,
+    TaskStarted,
+    WorkerEpoch,
+    WorkerSummary,
+    from_line,
+    is_metric_line,
+)
 from contract.task import TaskEnvironment
 from runtime.__main__ import main
 
 LISTEN_SECONDS = 30.0
+CAUSE_SECONDS = 5.0
+"""How long the task that failed first may take to say why, after another has noticed."""
 TIMEOUT_SECONDS = 600.0
 
 
@@ -93,7 +103,7 @@ def train(
         for child in [*workers, server]:
             code, answer = processes.receive(child)
             if code:
-                raise RoundFailed(f"{child.name} ended with {code}: {child.last_words()}")
+                raise RoundFailed(_first_cause([*workers, server]) or f"{child.name}: {child.last_words()}")
             said.append(answer)
         return Trained([_records(worker.log) for worker in workers]), said
 
@@ -101,11 +111,23 @@ def train(
 def _address(server: Child) -> str:
     """Where the server says that it listens. Raises RoundFailed."""
     give_up_at = time.monotonic() + LISTEN_SECONDS
-    while time.monotonic() < give_up_at:
+    while time.monotonic() < give_up_at and not server.pipe.poll():
         if server.log.exists() and (found := re.search(r"listening on (\S+)", server.log.read_text())):
             return found[1]
         time.sleep(0.02)
     raise RoundFailed(f"the server does not listen: {server.last_words()}")
+
+
+def _first_cause(children: Sequence[Child]) -> str:
+    """Why a training failed: the reason of a task that gave up on its own account. The others lost it."""
+    give_up_at = time.monotonic() + CAUSE_SECONDS
+    while time.monotonic() < give_up_at:
+        for child in children:
+            for record in _records(child.log):
+                if isinstance(record, TaskFailed) and not record.lost_peer:
+                    return f"{child.name}: {record.reason}"
+        time.sleep(0.02)
+    return ""
 
 
 def _records(log: Path) -> list[Record]:

@@ -35,3 +35,8 @@ def comparison_plot(workers: int, suffix: str = "png") -> str:
 def scaling_plot(suffix: str = "png") -> str:
     """Path of the plot against the number of workers."""
     return f"plots/scaling_analysis.{suffix}"
+
+
+def side_by_side_plot(workers: int, suffix: str = "png") -> str:
+    """Path of the plot of all conditions with one number of workers."""
+    return f"plots/side_by_side_{workers}workers.{suffix}"

@@ -10,11 +10,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from contract.document import MAX_WORKERS
 from runtime.blocks import blocks_of
 from runtime.compensation import compensate
 from runtime.optimizer import Optimizer
@@ -24,6 +24,12 @@ from runtime.update import Update
 
 OptimizerFactory = Callable[[Tensor], Optimizer]
 """Makes the optimizer of one block, for its parameters."""
+
+
+SPARE_LENGTH: Final = 1 << 22
+"""Elements that may wait for their turn: these, 16 MiB, or half as many as the parameters have, if that is more.
+
+Beyond that senders wait, or memory would grow with the workers; less would have those of small models wait often."""
 
 
 @dataclass(slots=True, eq=False)
@@ -94,8 +100,7 @@ class Aggregator:
         self.pool = BlockPool()
         """Where memory for the gradients of `add` comes from, and goes back to."""
         self._stopped = False
-        # What waits for its turn may take as much memory as the parameters: more would grow with the workers.
-        self._spare = threading.Semaphore(max(len(self.blocks), MAX_WORKERS))
+        self._spare = threading.Semaphore(max(len(self.blocks) // 2, SPARE_LENGTH // self.blocks[0].stop))
 
     def add(
         self, update: Update, rank: int, step: int, index: int, gradient: Tensor, *, lasting: bool = False

@@ -1,4 +1,4 @@
-"""A thread that writes a checkpoint every so often.
+"""A thread that writes a checkpoint every so often, and when it is asked to.
 
 Runs in the server; knows nothing of what a checkpoint holds or where it goes.
 """
@@ -17,7 +17,7 @@ PATIENCE_SECONDS: Final = 20.0
 
 
 class CheckpointWriter:
-    """Writes the first checkpoint at once, then one every interval, one at a time, until it is stopped.
+    """Once started, writes a checkpoint at once, then one every interval, one at a time, until it is stopped.
 
     A place that takes no checkpoint is known in the first second, and ends the training: it was asked for more
     safety than it has. Once one was written a failure is only told: training goes on, and so do the attempts.
@@ -33,7 +33,7 @@ class CheckpointWriter:
         give_up: Callable[[TrainingFailed], None],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Start the thread; it is a daemon.
+        """Runs in a daemon thread, from `start` on.
 
         `take`: a copy of the present state; `interval_seconds`: from the start of one checkpoint to the start of
         the next, or as long as it takes; `warn` and `give_up` are called in the thread; after `give_up` it ends.
@@ -44,18 +44,33 @@ class CheckpointWriter:
         self._warn = warn
         self._give_up = give_up
         self._clock = clock
-        self._stopping = threading.Event()
-        self._final = False
+        self._changed = threading.Condition()
+        self._stopping = self._final = self._ended = False
+        self._asked = self._answered = 0
         self.written = 0
         self.seconds = 0.0
         """Spent on those written, from taking to written."""
         self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+
+    def start(self) -> None:
+        """Begin. Once only."""
         self._thread.start()
+
+    def write_now(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        """Return once what is so now is in a checkpoint; or no more will come, or it takes too long, which is told."""
+        with self._changed:
+            self._asked = number = self._asked + 1
+            self._changed.notify_all()
+            if not self._changed.wait_for(lambda: self._answered >= number or self._ended, patience_seconds):
+                self._warn(
+                    f"a checkpoint is not yet written after {patience_seconds:.0f} s: training goes on"
+                )
 
     def stop(self, *, final: bool, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Write no more, but for one last checkpoint if `final`; wait at most `patience_seconds` for it."""
-        self._final = final
-        self._stopping.set()
+        with self._changed:
+            self._stopping, self._final = True, final
+            self._changed.notify_all()
         self._thread.join(patience_seconds)
         if self._thread.is_alive():
             self._warn(f"a checkpoint is not yet written {patience_seconds:.0f} s after training ended")
@@ -63,9 +78,10 @@ class CheckpointWriter:
     def _run(self) -> None:
         try:
             wait_seconds = 0.0
-            while not self._stopping.wait(wait_seconds):
-                began = self._clock()
+            while not self._stops_within(wait_seconds):
+                began, asked = self._clock(), self._asked
                 self._write()
+                self._answer(asked)
                 wait_seconds = max(began + self._interval - self._clock(), 0)
             if self._final:
                 self._write()
@@ -73,6 +89,22 @@ class CheckpointWriter:
             self._give_up(error)
         except Exception as error:  # noqa: BLE001 - nobody would hear of a thread that is gone
             self._give_up(TrainingFailed(f"no checkpoint could be taken: {type(error).__name__}: {error}"))
+        finally:
+            with self._changed:
+                self._ended = True
+                self._changed.notify_all()
+
+    def _stops_within(self, seconds: float) -> bool:
+        """Wait until it is time for a checkpoint, or somebody asks for one; returns whether it is to stop instead."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._stopping or self._asked > self._answered, seconds)
+            return self._stopping
+
+    def _answer(self, asked: int) -> None:
+        """What was asked for before the last checkpoint was taken is in it, or it was told why not."""
+        with self._changed:
+            self._answered = asked
+            self._changed.notify_all()
 
     def _write(self) -> None:
         """Write one checkpoint, or tell why not. Raises CheckpointFailed if there never was one."""

@@ -52,7 +52,6 @@ class Connection:
         `timeout_seconds`: how long the experiment may take; `abandon`: see Attendance; `join_seconds`: how long a
         server that does not listen is tried.
         """
-        self.repeated_pushes = 0
         """Pushes that were made again, because the answer, or the way to it, was lost."""
         self._sender = sender
         self._trust = trust
@@ -123,7 +122,7 @@ class Connection:
 
         def exchange(data: DataConnection, repeats: int) -> Exchanged:
             if repeats:
-                self.repeated_pushes += 1
+                self._past += Traffic(repeated_pushes=1)
             return data.push_pull(payloads, into, step=step, version=version, repeats=repeats)
 
         exchanged = self._persistently(exchange)
@@ -205,10 +204,12 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Bytes on the data plane."""
+    """What passed on the data plane."""
 
     sent_bytes: int = 0
     received_bytes: int = 0
+    repeated_pushes: int = 0
+    """Steps that were pushed again, since a connection broke."""
 
     @classmethod
     def of(cls, data: DataConnection) -> Self:
@@ -216,4 +217,8 @@ class Traffic:
         return cls(data.sent_bytes, data.received_bytes)
 
     def __add__(self, other: "Traffic") -> "Traffic":
-        return Traffic(self.sent_bytes + other.sent_bytes, self.received_bytes + other.received_bytes)
+        return Traffic(
+            self.sent_bytes + other.sent_bytes,
+            self.received_bytes + other.received_bytes,
+            self.repeated_pushes + other.repeated_pushes,
+        )

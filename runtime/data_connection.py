@@ -18,7 +18,7 @@ from torch import Tensor
 
 from contract.errors import TrainingFailed
 from contract.task import TaskEnvironment
-from runtime.blocks import BLOCK_LENGTH, blocks_of
+from runtime.blocks import blocks_of
 from runtime.compression import Codec, PayloadRefused, codec_for
 from runtime.feedback import ErrorFeedback, apply_difference
 from runtime.frames import ConnectionClosed, Frame, M, Outgoing, Stream, WireRefused, name_of
@@ -122,7 +122,6 @@ class DataConnection:
         """Connect to `address`, host and port; `attempt`: how many connections of this worker there were before."""
         self._wire = wire
         self._blocks = blocks_of(wire.length)
-        self._attempt = attempt
         self._serialize_seconds = 0.0
         hello = Hello(sender=sender, token=trust.token, attempt=attempt, down=True)
         if wire.vectors is not None:
@@ -140,8 +139,9 @@ class DataConnection:
         except (ConnectionClosed, TrainingFailed):
             self._down.hang_up()
             raise
-        self._payload = memoryview(bytearray(wire.codec.max_bytes(min(wire.length, BLOCK_LENGTH))))
-        self._scratch = torch.empty(min(wire.length, BLOCK_LENGTH))
+        longest = self._blocks[0].stop
+        self._payload = memoryview(bytearray(wire.codec.max_bytes(longest)))
+        self._scratch = torch.empty(longest)
         self._outgoing: SimpleQueue[Iterable[list[Outgoing]] | None] = SimpleQueue()
         self._sent: SimpleQueue[ConnectionClosed | None] = SimpleQueue()
         if len(self._blocks) > 1:

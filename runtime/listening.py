@@ -3,6 +3,7 @@
 Runs in the parameter server; knows nothing of the environment, or of who is told where it listens.
 """
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
@@ -40,8 +41,12 @@ class Listening:
         study: str,
         experiment: str,
         workers: int,
+        keep: Callable[[], None] = lambda: None,
     ) -> Self:
-        """Listen on `port` and the next one, or on free ones if it is 0. Raises TrainingFailed if one is taken."""
+        """Listen on `port` and the next one, or on free ones if it is 0. Raises TrainingFailed if one is taken.
+
+        `keep`: see Servicer.
+        """
         data_port = port and port + 1
         try:
             data = DataServer(
@@ -56,7 +61,12 @@ class Listening:
             interceptors=[TokenCheck(identity)],
         )
         servicer = Servicer(
-            state, study=study, experiment=experiment, data_port=data.port, hang_up=data.hang_up
+            state,
+            study=study,
+            experiment=experiment,
+            data_port=data.port,
+            hang_up=data.hang_up,
+            keep=keep,
         )
         add_ParameterServerServicer_to_server(servicer, control)
         try:

@@ -30,11 +30,13 @@ JOIN_RETRY_SECONDS: Final = 30.0
 JOIN_SECONDS: Final = 300.0
 """How long the server waits for all workers."""
 
-REJOIN_SECONDS: Final = 60.0
-"""How long the server of an experiment that goes on without lost workers waits when it has lost all of them."""
+REJOIN_SECONDS: Final = 180.0
+"""How long the server of an experiment that goes on without lost workers waits when it has lost all of them.
 
-RETURN_SECONDS: Final = 120.0
-"""How long a worker waits for a server that keeps checkpoints to be started again."""
+A Fargate task that is started again has to be noticed, placed and given its image: a minute or two."""
+
+RETURN_SECONDS: Final = 300.0
+"""How long a worker waits for a server that keeps checkpoints to be started again: that may fail once, too."""
 
 LOOK_AGAIN_SECONDS: Final = 3.0
 """How long such a worker tries one address, before it asks again where the server is."""

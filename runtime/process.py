@@ -3,7 +3,6 @@
 Runs first in both roles, never on import: a warm parent imports everything, then forks.
 """
 
-import ctypes
 import os
 import platform
 import signal
@@ -17,6 +16,7 @@ import grpc
 import torch
 
 from contract.errors import TrainingFailed
+from runtime import malloc
 
 
 class Stopped(BaseException):
@@ -29,7 +29,7 @@ class Stopped(BaseException):
 
 def set_up() -> None:
     """Tune malloc, fix the number of torch's threads, turn SIGTERM into Stopped."""
-    _tune_malloc()
+    malloc.tune()
     torch.set_num_threads(thread_count(os.environ, cores=len(os.sched_getaffinity(0))))
     signal.signal(signal.SIGTERM, _stop)
 
@@ -62,27 +62,6 @@ def host_facts() -> dict[str, Any]:
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
     raise Stopped(signum)
-
-
-def _tune_malloc() -> None:
-    """Let glibc keep freed memory for the next message instead of giving it back to the kernel.
-
-    By default each message of some MB is mapped, faulted in page by page and unmapped again; measured at 44 MB
-    with one worker: 4 updates/s, with this 16 to 20. Other C libraries are left as they are.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:
-        return
-    mallopt(_M_MMAP_THRESHOLD, 1 << 30)  # take large blocks from the heap, not from mmap …
-    mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # … never shrink the heap …
-    mallopt(_M_TOP_PAD, 256 << 20)  # … and grow it in steps that need few calls; untouched pages cost nothing
-
-
-# Parameters of mallopt(3), from glibc's malloc.h.
-_M_TRIM_THRESHOLD = -1
-_M_TOP_PAD = -2
-_M_MMAP_THRESHOLD = -3
 
 
 def _cpu_model() -> str:

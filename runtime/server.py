@@ -43,8 +43,10 @@ def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
     store = _checkpoint_store(environment, emitter)
     if store is not None:
         _go_on(state, store, emitter)
-    server = _announced_server(environment, state, emitter)
     writer = _checkpoint_writer(environment, state, store, emitter)
+    server = _announced_server(environment, state, writer, emitter)
+    if writer is not None:
+        writer.start()
     try:
         _supervise(environment, state, server, deadline, emitter)
         if writer is not None:
@@ -133,14 +135,16 @@ def _initial_state(environment: TaskEnvironment) -> ServerState:
     )
 
 
-def _announced_server(environment: TaskEnvironment, state: ServerState, emitter: Emitter) -> Listening:
+def _announced_server(
+    environment: TaskEnvironment, state: ServerState, writer: CheckpointWriter | None, emitter: Emitter
+) -> Listening:
     """A server that listens and whose address is known to who waits for it. Raises TrainingFailed."""
     metadata = TaskMetadata(os.environ)
     rendezvous = Rendezvous(environment) if environment.table_name else None
     try:
         host = metadata.address if rendezvous else _interface(environment)
         identity = _identity(environment, host)
-        server = _listen(environment, state, identity)
+        server = _listen(environment, state, writer, identity)
         emitter.emit(
             TaskStarted,
             **host_facts(),
@@ -169,7 +173,9 @@ def _identity(environment: TaskEnvironment, host: str) -> Identity:
     return Identity(Trust(token=token_by_hand(os.environ)))
 
 
-def _listen(environment: TaskEnvironment, state: ServerState, identity: Identity) -> Listening:
+def _listen(
+    environment: TaskEnvironment, state: ServerState, writer: CheckpointWriter | None, identity: Identity
+) -> Listening:
     return Listening.on(
         _interface(environment),
         environment.server_port,
@@ -179,6 +185,7 @@ def _listen(environment: TaskEnvironment, state: ServerState, identity: Identity
         study=environment.study_id,
         experiment=environment.experiment_name,
         workers=environment.total_workers_expected,
+        keep=writer.write_now if writer else lambda: None,
     )
 
 

@@ -55,8 +55,13 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         experiment: str,
         data_port: int,
         hang_up: Callable[[int], None] = lambda rank: None,  # noqa: ARG005 - nobody to hang up on
+        keep: Callable[[], None] = lambda: None,
     ) -> None:
-        """`hang_up` closes the data connections of a rank whose worker is gone."""
+        """`hang_up` closes the data connections of a rank whose worker is gone.
+
+        `keep` returns once what has happened so far would survive this server.
+        """
+        self._keep = keep
         self._state = state
         self._study = study
         self._experiment = experiment
@@ -103,6 +108,9 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
         """A worker pushes no more."""
         with self._translating(context):
             version, test_final = self._state.finish(self._rank(request.sender), request.tested_version)
+            if not self._state.wait_over(0):
+                # The worker ends now. A server that took this one's place and did not know would wait for it.
+                self._keep()
             return FinishReply(version=version, test_final=test_final)
 
     def _left(self, rank: int) -> None:

@@ -90,11 +90,6 @@ class ShardedConnection:
         """What passed on the data planes."""
         return sum((connection.traffic for connection in self._connections), Traffic())
 
-    @property
-    def repeated_pushes(self) -> int:
-        """As Connection.repeated_pushes, of all shards."""
-        return sum(connection.repeated_pushes for connection in self._connections)
-
     def _exchange(self, exchange: Callable[[int, Connection, slice], Exchanged]) -> Exchanged:
         answers = self._each(lambda index, connection: exchange(index, connection, self._slices[index]))
         self._versions = [answer.version for answer in answers]

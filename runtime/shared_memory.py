@@ -4,6 +4,7 @@ Runs on both sides. The memory is anonymous: it has no name that could be left b
 process that has it mapped. The server finds it below /proc, which it cannot from another host or container.
 """
 
+import fcntl
 import hmac
 import mmap
 import os
@@ -22,6 +23,9 @@ _MEMFD: Final = "lockstep-vectors"
 _HEAD_BYTES: Final = mmap.PAGESIZE
 """The nonce, and then nothing: vectors begin on a page."""
 
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+"""What is mapped stays: were it cut, whoever reads it next would be killed. Source: fcntl(2), File sealing."""
+
 
 class SharedVectors:
     """A gradient and parameters (flat, fp32, of one length) in shared memory."""
@@ -36,10 +40,11 @@ class OwnVectors(SharedVectors):
 
     def __init__(self, length: int) -> None:
         """All zero. Raises OSError where there is no room for them."""
-        descriptor = os.memfd_create(_MEMFD)
+        descriptor = os.memfd_create(_MEMFD, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             # Reserved now: memory that is short later would be a signal in the middle of a step.
             os.posix_fallocate(descriptor, 0, _size(length))
+            fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
             memory = mmap.mmap(descriptor, _size(length))
         except OSError:
             # What was reserved of it would stay so.
@@ -75,7 +80,9 @@ def _mapped(path: Path, size: int) -> mmap.mmap | None:
         return None
     descriptor = os.open(path, os.O_RDWR)
     try:
-        return mmap.mmap(descriptor, size) if os.fstat(descriptor).st_size == size else None
+        if os.fstat(descriptor).st_size != size or fcntl.fcntl(descriptor, fcntl.F_GET_SEALS) != _SEALS:
+            return None
+        return mmap.mmap(descriptor, size)
     finally:
         os.close(descriptor)
 

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from contract.metrics import TaskStarted, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
 from runtime import liveness
 from runtime.attendance import SERVER
-from runtime.connection import Connection
+from runtime.connection import Connection, Traffic
 from runtime.data_connection import Wire, wires_for
 from runtime.dataset import load_dataset
 from runtime.device import choose_device, describe
@@ -43,14 +43,17 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     """Train one rank's share of an experiment. Raises LockstepError if training did not finish."""
     lookup = ServerLookup(environment)
     worker: _Worker | None = None
-    return_by = math.inf
+    before, return_by = Traffic(), math.inf
     while True:
         try:
             patience = liveness.JOIN_RETRY_SECONDS if worker is None else liveness.LOOK_AGAIN_SECONDS
             with _join(environment, lookup.current(), emitter, patience) as connection:
                 worker = worker or _prepare(environment, connection, emitter)
                 return_by = math.inf
-                return _train(worker, connection, emitter)
+                try:
+                    return _train(worker, connection, before, emitter)
+                finally:
+                    before += connection.traffic
         except (VanishedPeer, NotLetIn) as lost:
             if worker is None or not _another_may_come(environment, lost):
                 raise
@@ -144,14 +147,14 @@ def _prepare(environment: TaskEnvironment, connection: ShardedConnection, emitte
     return _Worker(data, model, wires, training, tests)
 
 
-def _train(worker: _Worker, connection: ShardedConnection, emitter: Emitter) -> None:
-    """Train from where the server says to the end."""
+def _train(worker: _Worker, connection: ShardedConnection, before: Traffic, emitter: Emitter) -> None:
+    """Train from where the server says to the end. `before`: what passed on connections before this one."""
     training = worker.training
     training.begin(connection, connection.ready(worker.wires, training.steps, training.next_step))
     for record in training.epochs():
         emitter.emit(WorkerEpoch, **record, **training.test(worker.data.test, worker.tests))
     tests_final = training.finish()
-    transport, traffic = connection.transport, connection.traffic
+    transport, traffic = connection.transport, before + connection.traffic
     connection.leave()
     # The parameters are here: the server need not wait while they are tested.
     test = worker.data.test
@@ -160,9 +163,7 @@ def _train(worker: _Worker, connection: ShardedConnection, emitter: Emitter) -> 
         WorkerSummary,
         **training.totals(),
         transport=transport,
-        sent_bytes=traffic.sent_bytes,
-        received_bytes=traffic.received_bytes,
-        repeated_pushes=connection.repeated_pushes,
+        **asdict(traffic),
         injected_network_seconds=worker.wires[0].up.delayed_seconds + worker.wires[0].down.delayed_seconds,
         final_test_correct=final,
         final_test_samples=len(test) if tests_final else None,

@@ -11,8 +11,8 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from bench import malloc
 from bench.case import Case, RoundFailed, Sample, System
+from runtime import malloc
 
 ROOT = Path(__file__).parents[2]
 PYTHON = ROOT / ".tools" / "bench" / "bin" / "python"

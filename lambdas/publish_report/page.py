@@ -20,6 +20,7 @@ from contract.results import (
     comparison_plot,
     experiment_file,
     scaling_plot,
+    side_by_side_plot,
 )
 from lambdas.publish_report import sections, spending
 from lambdas.publish_report.aggregation import experiment_result
@@ -30,7 +31,6 @@ from lambdas.publish_report.labels import labels_of
 from lambdas.publish_report.plots import plots
 from lambdas.publish_report.rankings import side_by_side
 from lambdas.publish_report.results import ExperimentResult, StudyOutcome
-from lambdas.publish_report.side_by_side import path_of
 from lambdas.publish_report.tables import study_json, summary_csv, summary_text
 from lambdas.publish_report.wording import count, verdict
 
@@ -143,7 +143,7 @@ def _figures(results: Sequence[ExperimentResult], drawn: Mapping[str, bytes]) ->
     scales = not groups or len({result.total_workers for result in results if result.completed}) > 1
     figures = [
         _figure(
-            path_of(group[0].workers, "svg"),
+            side_by_side_plot(group[0].workers, "svg"),
             f"all{group[0].workers}",
             TOGETHER_LABEL,
             None if scales else table,

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from contract.aggregation import Mode
-from contract.results import comparison_plot, scaling_plot
+from contract.results import comparison_plot, scaling_plot, side_by_side_plot
 from lambdas.publish_report.conditions import Condition, Measure, lines, pictured
 from lambdas.publish_report.labels import labels_of
 from lambdas.publish_report.rankings import side_by_side
@@ -22,7 +22,7 @@ from lambdas.publish_report.series import (
     over_workers,
     speed_up,
 )
-from lambdas.publish_report.side_by_side import draw, path_of
+from lambdas.publish_report.side_by_side import draw
 from lambdas.publish_report.style import INK, LOOKS, PAPER, QUIET, drawing, png, svg
 from lambdas.publish_report.wording import capitalized, count, seconds
 
@@ -63,7 +63,8 @@ def plots(results: Sequence[ExperimentResult]) -> dict[str, bytes]:
         for together in side_by_side(results):
             figure = _all_together(together)
             workers = together[0].workers
-            files[path_of(workers, "png")], files[path_of(workers, "svg")] = png(figure), svg(figure)
+            files[side_by_side_plot(workers, "png")] = png(figure)
+            files[side_by_side_plot(workers, "svg")] = svg(figure)
     return files
 
 

@@ -3,10 +3,11 @@
 Pure: conditions → a figure, in the drawing style of `style`. Matplotlib is imported where it is used.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from lambdas.publish_report.conditions import Condition, Measure
+from lambdas.publish_report.conditions import Condition
+from lambdas.publish_report.estimates import Spread
 from lambdas.publish_report.style import INK, LOOKS, QUIET
 from lambdas.publish_report.wording import percent, seconds
 
@@ -18,11 +19,6 @@ WIDTH = 7.2
 """Inches, as of the other plots."""
 
 ROW_HEIGHT, REST_HEIGHT = 0.34, 1.5
-
-
-def path_of(workers: int, suffix: str) -> str:
-    """Path of the plot below the study's folder."""
-    return f"plots/side_by_side_{workers}workers.{suffix}"
 
 
 def draw(
@@ -58,15 +54,7 @@ def _times(axes: "Axes", together: Sequence[Condition]) -> None:
             axes.text(0, place, " not measured", va="center", color=QUIET)
             continue
         axes.barh(place, measured.mean, height=0.62, color=LOOKS[condition.mode].colour)
-        _whisker(axes, condition, place, lambda result: result.training_seconds)
-        axes.annotate(
-            seconds(measured.mean),
-            (max(measured.high, measured.mean), place),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
+        _say(axes, place, measured, seconds, offset=4)
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
 
@@ -78,21 +66,22 @@ def _accuracies(axes: "Axes", together: Sequence[Condition]) -> None:
             continue
         look = LOOKS[condition.mode]
         axes.plot(measured.mean, place, color=look.colour, marker=look.marker, markersize=look.size, zorder=3)
-        _whisker(axes, condition, place, lambda result: result.accuracy_percent)
-        axes.annotate(
-            percent(measured.mean),
-            (max(measured.high, measured.mean), place),
-            xytext=(7, 0),
-            textcoords="offset points",
-            va="center",
-            fontsize=8.5,
-        )
+        _say(axes, place, measured, percent, offset=7)
     axes.margins(x=0.3)
 
 
-def _whisker(axes: "Axes", condition: Condition, place: int, measure: Measure) -> None:
-    measured = condition.spread(measure)
-    if measured is None or measured.count == 1:
-        return
-    reach = [[measured.mean - measured.low], [measured.high - measured.mean]]
-    axes.errorbar(measured.mean, place, xerr=reach, color=INK, capsize=3, linewidth=1.1)
+def _say(
+    axes: "Axes", place: int, measured: Spread, wording: Callable[[float], str], *, offset: float
+) -> None:
+    """The range over seeds, where there are several, and the mean in words, `offset` points to the right."""
+    if measured.count > 1:
+        reach = [[measured.mean - measured.low], [measured.high - measured.mean]]
+        axes.errorbar(measured.mean, place, xerr=reach, color=INK, capsize=3, linewidth=1.1)
+    axes.annotate(
+        wording(measured.mean),
+        (max(measured.high, measured.mean), place),
+        xytext=(offset, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8.5,
+    )

@@ -17,15 +17,8 @@ PATIENCE = 30.0
 @contextmanager
 def blocks_of_length(length: int) -> Iterator[None]:
     """Cut vectors into blocks of so many elements, wherever they are cut."""
-    modules = ("blocks", "data_connection")
-    patches = [patch(f"runtime.{module}.BLOCK_LENGTH", length) for module in modules]
-    for each in patches:
-        each.start()
-    try:
+    with patch("runtime.blocks.BLOCK_LENGTH", length), patch("runtime.blocks.WHOLE_LENGTH", length):
         yield
-    finally:
-        for each in patches:
-            each.stop()
 
 
 def enter(state: ServerState, rank: int, steps: int, next_step: int = 0) -> int:

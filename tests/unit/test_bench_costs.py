@@ -1,6 +1,5 @@
 """Instrumentation, blocks, memory and compression: their arithmetic, and each of them small, but real."""
 
-import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -108,9 +107,9 @@ def test_push_pull_is_measured_with_and_without() -> None:
     assert len(laps.pairs) == 2
     assert all(0 < seconds < 1 for pair in laps.pairs for seconds in pair)
     assert (laps.counts["update"], laps.counts["wait"]) == (1, 1)
-    # A push and its block, an answer and its block.
+    # A push with its block, an answer with its; what a process waits for when it is turned is not counted.
     assert laps.counts[SENDS] >= 2
-    assert laps.counts[RECEIVES] >= 4
+    assert laps.counts[RECEIVES] >= 3
 
 
 def test_training_is_measured_with_and_without() -> None:
@@ -123,19 +122,14 @@ def test_training_is_measured_with_and_without() -> None:
 
 def _cut(pipe: "Connection[Any, Any]") -> None:
     set_block_length(1000)
-    lengths = {
-        module.BLOCK_LENGTH
-        for name, module in sys.modules.items()
-        if name.startswith("runtime.") and hasattr(module, "BLOCK_LENGTH")
-    }
-    pipe.send((blocks_of(2500), lengths))
+    pipe.send((blocks_of(2500), blocks_of(900)))
     pipe.recv()
 
 
-def test_blocks_are_cut_as_long_as_asked_wherever_they_are_cut(tmp_path: Path) -> None:
-    cut, lengths = in_child(_cut, tmp_path)
+def test_blocks_are_cut_as_long_as_asked(tmp_path: Path) -> None:
+    cut, whole = in_child(_cut, tmp_path)
     assert cut == [slice(0, 1000), slice(1000, 2000), slice(2000, 2500)]
-    assert lengths == {1000}
+    assert whole == [slice(0, 900)]
 
 
 @pytest.mark.parametrize("transport", ["tcp", "shared-memory"])
@@ -164,15 +158,15 @@ def test_lengths_cut_a_model_or_leave_it_whole() -> None:
     assert blocks.lengths_for(1 << 18) == [1 << 14, 1 << 16, 1 << 17, 1 << 18]
 
 
-@pytest.mark.parametrize(("runtimes", "own"), [(400, 400), (4000, 1000)])
-def test_lengths_are_set_beside_the_runtimes(runtimes: int, own: int) -> None:
+@pytest.mark.parametrize("runtimes", [400, 1000])
+def test_lengths_are_set_beside_the_runtimes(runtimes: int) -> None:
     rates = {400: [10.0, 30.0, 20.0], 1000: [40.0, 40.0, 40.0]}
     rows = blocks.rows_of(rates, transport="tcp", parameters=1000, runtimes=runtimes)
     assert [(row.block_length, row.blocks, row.updates_per_second) for row in rows] == [
         (400, 3, 20),
         (1000, 1, 40),
     ]
-    assert [row.block_length for row in rows if row.is_runtimes] == [own]
+    assert [row.block_length for row in rows if row.is_runtimes] == [runtimes]
     assert [row.ratio_to_runtimes for row in rows if row.is_runtimes] == [1]
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from bench import malloc
 from bench.measure import (
     Memory,
     Shares,
@@ -19,7 +18,7 @@ from bench.measure import (
     read_memory,
     read_shares,
 )
-from runtime import process
+from runtime import malloc
 
 STATUS = """Name:\tpython
 VmPeak:\t  900000 kB
@@ -92,13 +91,16 @@ def test_only_the_loopback_interface_counts() -> None:
     assert loopback_bytes() >= 0
 
 
-def test_peers_get_the_malloc_settings_of_the_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_that_are_executed_get_the_malloc_settings_too(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[tuple[int, int]] = []
     library = SimpleNamespace(mallopt=lambda number, value: calls.append((number, value)))
     monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
-    process._tune_malloc()
-    of_runtime = sorted(calls)
-    calls.clear()
     malloc.tune()
-    assert sorted(calls) == of_runtime
-    assert malloc.ENVIRONMENT["MALLOC_TOP_PAD_"] == str(dict(of_runtime)[-2])
+    # glibc's malloc.h: M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD.
+    assert sorted(str(value) for _, value in calls) == sorted(malloc.ENVIRONMENT.values())
+    assert malloc.ENVIRONMENT["MALLOC_TOP_PAD_"] == str(dict(calls)[-2])
+
+
+def test_other_c_libraries_are_left_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace())
+    malloc.tune()

@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,7 +13,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from contract.document import MAX_WORKERS
 from runtime.aggregation import Aggregator
 from runtime.optimizer import MomentumSGD
 from runtime.update import Update
@@ -147,18 +147,25 @@ def wait_until_still(senders: list[Sender], blocks: int) -> None:
     raise AssertionError([(sender.at, sender.kept) for sender in senders])
 
 
-BLOCKS = MAX_WORKERS + 8
-"""More than there are spare blocks for workers alone: there are as many as the parameters have."""
+BLOCKS = 40
+SPARE = BLOCKS // 2
+"""Blocks of a large model that may wait for their turn."""
 
 
-def test_no_more_blocks_wait_for_their_turn_than_the_parameters_have_and_senders_are_held_back() -> None:
-    aggregator = new_aggregator(BLOCKS, 4)
+def new_large_aggregator(workers: int) -> Aggregator:
+    """One whose blocks are as few as they are here, but as large as those of a large model."""
+    with patch("runtime.aggregation.SPARE_LENGTH", 0):
+        return new_aggregator(BLOCKS, workers)
+
+
+def test_no_more_blocks_wait_for_their_turn_than_half_the_parameters_have_and_senders_are_held_back() -> None:
+    aggregator = new_large_aggregator(4)
     update = update_of(aggregator, *range(4))
     with ThreadPoolExecutor(3) as pool:
         early = [Sender(pool, aggregator, update, rank) for rank in (1, 2, 3)]
-        wait_until_still(early, BLOCKS)
-        # Given three gradients are there before the first one, one of them is kept, and two are held back
-        assert sum(sender.kept for sender in early) == BLOCKS
+        wait_until_still(early, SPARE)
+        # Given three gradients are there before the first one, half of one is kept, and all are held back
+        assert sum(sender.kept for sender in early) == SPARE
         assert not any(sender.done.done() for sender in early if sender.at < BLOCKS - 1)
         assert applied_to(update) == set()
         # When the first one comes, all are freed
@@ -170,12 +177,12 @@ def test_no_more_blocks_wait_for_their_turn_than_the_parameters_have_and_senders
     assert torch.equal(aggregator.parameters, torch.ones(BLOCKS * BLOCK))
     # And the memory can be used again
     again = update_of(aggregator, *range(4))
-    for index in range(BLOCKS):
+    for index in range(SPARE):
         assert aggregator.add(again, 1, 1, index, torch.ones(BLOCK))
 
 
 def test_memory_that_does_not_change_until_its_worker_is_answered_takes_no_spare_block() -> None:
-    aggregator = new_aggregator(BLOCKS, 4)
+    aggregator = new_large_aggregator(4)
     update = update_of(aggregator, *range(4))
     for rank in (3, 2, 1):
         for index in range(BLOCKS):
@@ -187,11 +194,11 @@ def test_memory_that_does_not_change_until_its_worker_is_answered_takes_no_spare
 
 @pytest.mark.parametrize("ending", ["lost", "stopped"])
 def test_who_is_held_back_is_freed_when_its_turn_will_not_come(ending: str) -> None:
-    aggregator = new_aggregator(BLOCKS, 3)
+    aggregator = new_large_aggregator(3)
     update = update_of(aggregator, *range(3))
     with ThreadPoolExecutor(2) as pool:
         early = [Sender(pool, aggregator, update, rank) for rank in (1, 2)]
-        wait_until_still(early, BLOCKS)
+        wait_until_still(early, SPARE)
         if ending == "lost":
             aggregator.away |= {0}
             aggregator.lose(update, 0)
@@ -205,9 +212,9 @@ def test_who_is_held_back_is_freed_when_its_turn_will_not_come(ending: str) -> N
 
 
 def test_a_sender_that_is_lost_while_it_is_held_back_adds_nothing() -> None:
-    aggregator = new_aggregator(BLOCKS, 3)
+    aggregator = new_large_aggregator(3)
     update = update_of(aggregator, *range(3))
-    for index in range(BLOCKS):
+    for index in range(SPARE):
         assert aggregator.add(update, 1, 0, index, torch.ones(BLOCK))
     with ThreadPoolExecutor(1) as pool:
         held = Sender(pool, aggregator, update, 2)
@@ -219,6 +226,8 @@ def test_a_sender_that_is_lost_while_it_is_held_back_adds_nothing() -> None:
         held.done.result(PATIENCE)
     for index in range(BLOCKS):
         aggregator.add(update, 0, 0, index, torch.ones(BLOCK))
+        if index >= SPARE:
+            aggregator.add(update, 1, 0, index, torch.ones(BLOCK))
     assert torch.equal(aggregator.parameters, torch.ones(BLOCKS * BLOCK))
 
 

@@ -576,6 +576,7 @@ class Run:
         self.writer = CheckpointWriter(
             store, self.take, interval_seconds, warn=self.warnings.put, give_up=self.given_up.put
         )
+        self.writer.start()
 
     def take(self) -> Checkpoint:
         self.version += 1
@@ -602,6 +603,42 @@ def test_one_is_written_every_interval_until_it_is_stopped(folder: Files) -> Non
     assert len(folder.names()) == 2
 
 
+def test_what_was_so_when_it_was_asked_for_is_in_a_checkpoint(folder: Files) -> None:
+    run = Run(folder.store())
+    run.taken.get(timeout=30)
+    before = run.version
+    run.writer.write_now()
+    assert version_of(folder.store().newest()) > before
+    run.writer.stop(final=False)
+    assert run.warnings.empty()
+
+
+def test_nobody_waits_for_a_checkpoint_that_will_not_come(tmp_path: Path) -> None:
+    (tmp_path / "runs").touch()
+    run = Run(Files(str(tmp_path / "runs")).store())
+    run.given_up.get(timeout=30)
+    run.writer.write_now(patience_seconds=30)
+    assert run.warnings.empty()
+
+
+def test_who_asks_for_a_checkpoint_that_takes_too_long_goes_on_and_that_is_told(folder: Files) -> None:
+    began, go_on = threading.Event(), threading.Event()
+
+    def take() -> Checkpoint:
+        began.set()
+        go_on.wait(30)
+        return numbered(1)
+
+    warnings: SimpleQueue[str] = SimpleQueue()
+    writer = CheckpointWriter(folder.store(), take, 3600.0, warn=warnings.put, give_up=lambda _: None)
+    writer.start()
+    assert began.wait(30)
+    writer.write_now(patience_seconds=0.01)
+    assert warnings.get(timeout=30) == "a checkpoint is not yet written after 0 s: training goes on"
+    go_on.set()
+    writer.stop(final=False)
+
+
 def test_one_that_takes_longer_than_the_interval_delays_the_next(folder: Files) -> None:
     began, go_on, taken = threading.Event(), threading.Event(), []
 
@@ -613,6 +650,7 @@ def test_one_that_takes_longer_than_the_interval_delays_the_next(folder: Files) 
 
     failures: SimpleQueue[object] = SimpleQueue()
     writer = CheckpointWriter(folder.store(), take, 0.001, warn=failures.put, give_up=failures.put)
+    writer.start()
     assert began.wait(30)
     assert not go_on.wait(0.05)
     assert len(taken) == 1
@@ -670,7 +708,7 @@ def test_a_state_that_cannot_be_taken_ends_the_training(folder: Files, error: Ex
 
     given_up: SimpleQueue[TrainingFailed] = SimpleQueue()
     ignored: Callable[[str], None] = SimpleQueue[str]().put
-    CheckpointWriter(folder.store(), take, 0.001, warn=ignored, give_up=given_up.put)
+    CheckpointWriter(folder.store(), take, 0.001, warn=ignored, give_up=given_up.put).start()
     assert str(given_up.get(timeout=30)) == says
 
 
@@ -686,6 +724,7 @@ def test_the_end_does_not_wait_for_ever(folder: Files) -> None:
     writer = CheckpointWriter(
         folder.store(), take, 3600.0, warn=warnings.put, give_up=lambda error: pytest.fail(str(error))
     )
+    writer.start()
     assert began.wait(30)
     writer.stop(final=False, patience_seconds=0.01)
     assert warnings.get(timeout=30) == "a checkpoint is not yet written 0 s after training ended"

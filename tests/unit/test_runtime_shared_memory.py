@@ -135,6 +135,23 @@ def test_memory_of_another_name_is_not_taken() -> None:
     own.close()
 
 
+def test_memory_that_is_shared_cannot_be_cut() -> None:
+    """Whoever read what is gone would be killed, and the server with it all other workers' training."""
+    own = OwnVectors(LENGTH)
+    with pytest.raises(PermissionError):
+        os.ftruncate(own.offer.descriptor, 0)
+    own.close()
+
+
+def test_memory_that_could_be_cut_is_not_taken() -> None:
+    own = OwnVectors(LENGTH)
+    descriptor = os.memfd_create("lockstep-vectors", os.MFD_ALLOW_SEALING)
+    os.ftruncate(descriptor, os.fstat(own.offer.descriptor).st_size)
+    with holding(descriptor) as offer:
+        assert accept(offer, LENGTH) is None
+    own.close()
+
+
 def test_memory_that_its_worker_has_closed_is_not_found_but_stays_with_who_has_it() -> None:
     own = OwnVectors(LENGTH)
     held = accept(own.offer, LENGTH)
