@@ -221,10 +221,12 @@ class Aggregator:
     def _is_turn(self, update: Update, partial: _Partial, rank: int) -> bool:
         if not self._in_rank_order:
             return True
+        # Before asking whether it is decided: who pushed its last goes away right after the decision, and counts.
+        away = self.away
         if update.decided:
             # Who is away may have blocks of its last gradient on their way; who is back may not be in this update.
             return all(other in partial.ranks for other in range(rank) if other in update.members)
-        return all(other in partial.ranks or other in self.away for other in range(rank))
+        return all(other in partial.ranks or other in away for other in range(rank))
 
     def _sum(self, partial: _Partial, rank: int, gradient: Tensor, *, owned: bool) -> bool:
         """Add a gradient to the sum. Returns whether it is the sum now, which it may become if its memory is ours."""

@@ -112,6 +112,37 @@ def test_threads_in_any_order_give_the_same_bits() -> None:
     assert torch.allclose(outcomes[0].double(), mean, rtol=1e-5, atol=1e-2)
 
 
+class DecidedAfterLooks(Update):
+    """An update that is decided on right after somebody saw that it is not; then its members go away."""
+
+    def __init__(self, aggregator: Aggregator, workers: int, looks: int) -> None:
+        self._aggregator = aggregator
+        self._looks = looks
+        super().__init__(len(aggregator.blocks))
+        self.members = set(range(workers))
+
+    @property
+    def decided(self) -> bool:
+        self._looks -= 1
+        if self._looks == 0:
+            self._aggregator.away = frozenset(self.members)
+        return self._looks < 0
+
+    @decided.setter
+    def decided(self, decided: bool) -> None:
+        assert not decided
+
+
+@pytest.mark.parametrize("looks", range(1, 6))
+def test_a_decision_that_falls_between_two_looks_lets_nobody_pass_before_its_turn(looks: int) -> None:
+    aggregator = new_aggregator(1, 3)
+    gradients = gradients_of(3, BLOCK)
+    update = DecidedAfterLooks(aggregator, 3, looks)
+    for rank in (2, 1, 0):
+        aggregator.add(update, rank, 0, 0, gradients[rank], lasting=True)
+    assert torch.equal(aggregator.parameters, (gradients[0] + gradients[1] + gradients[2]) * (1 / 3))
+
+
 def test_out_of_rank_order_threads_give_the_same_sum_but_for_rounding() -> None:
     gradients = gradients_of(6, 50 * BLOCK)
     aggregator = new_aggregator(50, 6, in_rank_order=False)
