@@ -12,7 +12,7 @@ from contract.compute import Compute
 from contract.exchange import Exchange
 from contract.faults import Faults, OnWorkerLoss
 from contract.network import Network
-from contract.study import Study, TaskSize
+from contract.study import Study, TaskSize, WorkerSize
 from contract.training import Training
 
 
@@ -36,7 +36,7 @@ class Experiment(BaseModel):
     checkpoint: Checkpointing | None = None
     shards: int = 1
     server: TaskSize
-    worker: TaskSize
+    worker: WorkerSize
     timeout_seconds: int
 
     @property
@@ -79,7 +79,7 @@ def plan(study: Study, study_id: str) -> list[Experiment]:
             exchange=cell.exchange,
             network=cell.network,
             faults=study.faults,
-            on_worker_loss=study.on_worker_loss,
+            on_worker_loss=study.loss_rule,
             checkpoint=study.checkpoint,
             shards=study.shards,
             server=study.server,

@@ -120,6 +120,13 @@ class TaskSize(Document):
         return self
 
 
+class WorkerSize(TaskSize):
+    """Size of a worker's task, and what capacity it runs on."""
+
+    spot: bool = False
+    """Fargate Spot: cheaper, and AWS may take a worker away, which is then started again. Servers never are."""
+
+
 class Study(Document):
     """A whole study. `{}` is valid: sync against async with 4 workers on the handwritten digits."""
 
@@ -147,22 +154,31 @@ class Study(Document):
     """Conditions that are injected between each worker and the server."""
     faults: Faults = Faults()
     """What goes wrong on purpose."""
-    on_worker_loss: OnWorkerLoss = "fail"
-    """Whether an experiment fails when a worker is lost, or goes on without it."""
+    on_worker_loss: OnWorkerLoss | None = None
+    """Whether an experiment fails when a worker is lost, or goes on without it. Default: go on with Spot, else fail."""
     checkpoint: Checkpointing | None = None
     """From what a restarted server resumes. Default: no checkpoints."""
     shards: int = Field(default=1, ge=1, le=MAX_SHARDS)
     """Over how many server tasks the parameters are spread."""
     server: TaskSize = TaskSize(cpu=1024, memory=2048)
     """Size of the parameter server's task."""
-    worker: TaskSize = TaskSize(cpu=1024, memory=2048)
-    """Size of each worker's task."""
+    worker: WorkerSize = WorkerSize(cpu=1024, memory=2048)
+    """Size and capacity of each worker's task."""
     max_parallel_experiments: int = Field(default=2, ge=1, le=40)
     """How many experiments run at a time."""
     tolerated_failures: int = Field(default=0, ge=0)
     """How many experiments may fail in a study that counts as completed."""
     experiment_timeout_seconds: int = Field(default=3600, ge=30, le=86400)
     """After this long the server gives an experiment up."""
+    max_cost_usd: float | None = Field(default=None, gt=0)
+    """Refuse the study where its estimated cost in US dollars is higher. Default: no bound."""
+    dry_run: bool = False
+    """Plan and price the study, and start nothing."""
+
+    @property
+    def loss_rule(self) -> OnWorkerLoss:
+        """What the loss of a worker means: as the study says, or as its workers' capacity asks for."""
+        return self.on_worker_loss or ("continue" if self.worker.spot else "fail")
 
     @property
     def experiment_count(self) -> int:
@@ -284,14 +300,33 @@ def _unfit(study: Study) -> list[str]:
     problems += dict.fromkeys(problem for cell in cells for problem in _cell_problems(study, cell) if problem)
     fewest = min(cell.workers for cell in cells)
     problems += straggler_problems(study.compute, fewest)
-    problems += crash_problems(study.faults, fewest, study.on_worker_loss)
-    problems += recovery_problems(study.shards, study.on_worker_loss, study.checkpoint is not None)
+    problems += crash_problems(study.faults, fewest, study.loss_rule)
+    problems += recovery_problems(study.shards, study.on_worker_loss or "fail", study.checkpoint is not None)
+    problems += _spot_problems(study)
     if study.training.optimizer == "adam" and any(cell.mode is Mode.STALENESS_AWARE for cell in cells):
         problems.append("training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd")
     if (events := sum(history_events(cell.workers, study.shards) for cell in cells)) > MAX_HISTORY_EVENTS:
         problems.append(
             f"{where}: too many workers in all: some {events} history events;"
             f" an execution has at most {MAX_HISTORY_EVENTS}: split the study"
+        )
+    return problems
+
+
+def _spot_problems(study: Study) -> list[str]:
+    """Why workers that AWS may take away cannot have what the study says of losses."""
+    if not study.worker.spot:
+        return []
+    problems = []
+    if study.on_worker_loss == "fail":
+        problems.append(
+            "on_worker_loss: fail does not go with worker.spot, where AWS may take a worker at any time;"
+            " set it to continue, or leave one of them out"
+        )
+    if study.shards > 1:
+        problems.append(
+            "worker.spot: with several servers the loss of a worker ends the experiment;"
+            " leave it out or set shards to 1"
         )
     return problems
 
