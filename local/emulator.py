@@ -1,4 +1,4 @@
-"""The emulator of the embedded cloud: MiniStack, unmodified, as a process of its own.
+"""The emulator of the embedded cloud: MiniStack, with what `local.emulation` adds, as a process of its own.
 
 Serves every AWS API that the stack uses on one loopback port. Knows nothing of the stack.
 """
@@ -57,7 +57,7 @@ def start_emulator(state: Path, *, docker_host: str, host_name: str) -> Emulator
         port = free_port()
         log = state / "emulator.log"
         process = spawn(
-            [sys.executable, "-m", "ministack"],
+            [sys.executable, "-m", "local.emulation"],
             log=log,
             env=_environment(state, port, docker_host, host_name),
             # Asked to end, it waits for its threads, which an execution keeps for minutes; nobody is left then

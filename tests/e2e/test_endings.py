@@ -126,7 +126,7 @@ def test_death_of_the_emulator_is_told_in_few_lines(
         until(lambda: running_tasks(cloud), 60, "a task is running")
 
         # When the emulator dies
-        (emulator,) = (p for p in psutil.Process(cloud.pid).children() if "ministack" in p.cmdline())
+        (emulator,) = (p for p in psutil.Process(cloud.pid).children() if "local.emulation" in p.cmdline())
         emulator.kill()
 
         # Then the command ends and says what it could not reach, and what became of the study
