@@ -92,7 +92,7 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
         system: min((who for who in spreads if who.system == system), key=lambda who: spreads[who].median)
         for system in dict.fromkeys(who.system for who in spreads)
     }
-    parameters = _parameters(workload)
+    parameters = parameters_of(workload)
     return [
         EpochRow(
             workload=name,
@@ -113,7 +113,8 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
     ]
 
 
-def _parameters(workload: Workload) -> int:
+def parameters_of(workload: Workload) -> int:
+    """Of its model."""
     model = build_model(workload.model, images_of(workload.dataset, workload.model), workload.seed)
     return sum(part.numel() for part in model.parameters())
 
