@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         if arguments.what == "report":
-            _say_what_is_missing(write_report(read_results(RESULTS), ROOT / "docs"), console)
+            say_what_is_missing(write_report(read_results(RESULTS), ROOT / "docs"), console)
             return 0
         return _measure(arguments, console)
     except RoundFailed as error:
@@ -137,7 +137,7 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
     return 1 if failed else 0
 
 
-def _say_what_is_missing(demands: Sequence[Demand], console: Console) -> None:
+def say_what_is_missing(demands: Sequence[Demand], console: Console) -> None:
     """Loudly, and no more than that: a demand that is not met is a finding, not a failure of the report."""
     for demand in demands:
         if demand.met is False or demand.measured == NOT_MEASURED:
