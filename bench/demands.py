@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from bench.case import SIZES
 from bench.peers import OURS, SHARED, TCP, TLS, Rows, peers_tables, ratios_to_peers
-from bench.tables import bytes_text, label_of, size_name, table, workers_text
+from bench.tables import bytes_text, label_of, size_name, table, training_of, workers_text
 
 Results = Mapping[str, Mapping[str, Any]]
 """What was measured, as the command line calls it → the file of it."""
@@ -197,10 +197,8 @@ def _lap(row: Mapping[str, Any]) -> str:
 
 def _memory(rows: Rows) -> Iterator[Demand]:
     """Of the largest model; the server's own memory is `private`: what it maps beside that are the workers' pages."""
-    demanded, large = (
-        f"≤ {MOST_MODELS:g} models",
-        [row for row in rows if row["parameters"] == SIZES["11.2M"]],
-    )
+    demanded = f"≤ {MOST_MODELS:g} models"
+    large = [row for row in rows if row["parameters"] == SIZES["11.2M"]]
     size = bytes_text(4 * SIZES["11.2M"])
     queued = f"< {MOST_QUEUED_MODELS:g} model more with more steps"
     if not large:
@@ -237,18 +235,12 @@ def _compression(rows: Rows) -> Iterator[Demand]:
     demanded = f"≥ {SHORTER:g} × shorter, within {MOST_POINTS:g} point"
     if not rows:
         yield _not_measured("compression over a slow link", demanded)
-    kinds = list(dict.fromkeys((row["model"], row["dataset"], row["mode"]) for row in rows))
-    for kind in kinds:
-        own = [
-            row
-            for row in rows
-            if (row["model"], row["dataset"], row["mode"]) == kind and row["compression"] != "none"
-        ]
+    for training in dict.fromkeys(map(training_of, rows)):
+        own = [row for row in rows if training_of(row) == training and row["compression"] != "none"]
         enough = [row for row in own if _does(row)]
         shown = enough or [max(own, key=lambda row: row["times_shorter"])]
-        model, dataset, mode = kind
         yield Demand(
-            f"compression, {own[0]['mbit_per_second']:g} Mbit/s, {model} on {dataset}, {mode}",
+            f"compression, {own[0]['mbit_per_second']:g} Mbit/s, {training}",
             demanded,
             "; ".join(_codec(row) for row in shown),
             bool(enough),

@@ -14,6 +14,7 @@ from bench.tables import (
     size_name,
     table,
     time_text,
+    training_of,
     with_quartiles,
     workers_text,
 )
@@ -162,17 +163,16 @@ def memory_section(found: Found) -> str:
 def compression_section(found: Found) -> str:
     """A table per training, a line per codec."""
     rows: Rows = found["rows"]
-    trainings = list(dict.fromkeys((row["model"], row["dataset"], row["mode"]) for row in rows))
     parts = [f"{machine_line(found['machine'])} topk sends {found['settings']['topk_ratio']:.0%}."]
-    for training in trainings:
-        own = [row for row in rows if (row["model"], row["dataset"], row["mode"]) == training]
+    for training in dict.fromkeys(map(training_of, rows)):
+        own = [row for row in rows if training_of(row) == training]
         parts.append(f"{_training(own[0])}\n\n{_codecs_table(own)}")
     return "\n\n".join(parts)
 
 
 def _training(row: Mapping[str, Any]) -> str:
     return (
-        f"**{row['model']} on {row['dataset']}, {row['mode']}**: {row['parameters']:,} parameters,"
+        f"**{training_of(row)}**: {row['parameters']:,} parameters,"
         f" {workers_text(row['workers'])}, {row['epochs']} epochs, {row['mbit_per_second']:g} Mbit/s each way,"
         f" {row['seeds']} seeds."
     )

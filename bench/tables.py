@@ -33,6 +33,11 @@ def label_of(row: Mapping[str, Any]) -> str:
     return f"{row['system']} ({row['transport']})"
 
 
+def training_of(row: Mapping[str, Any]) -> str:
+    """What was trained, and how gradients were aggregated."""
+    return f"{row['model']} on {row['dataset']}, {row['mode']}"
+
+
 def size_name(parameters: int) -> str:
     """As the command line calls it, or the number."""
     return _SIZE_NAMES.get(parameters, f"{parameters:,}")
