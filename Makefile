@@ -24,11 +24,12 @@ check: setup
 	$(BIN)/python -m contract.schema --check
 	$(BIN)/python -m tests.generated_code
 
-# Not on a machine that does other things: about 30 minutes, and the figures are this machine's. Parts of it, in minutes:
+# Not on a machine that does other things: about 35 minutes, and the figures are this machine's. Parts of it, in minutes:
 # `python -m bench --quick --only lockstep-tcp,raw-tcp --sizes 62k --workers 1`.
 bench: setup .tools/bench/.installed
 	$(BIN)/python -m bench epoch --output bench/results
 	$(BIN)/python -m bench instrumentation --output bench/results
+	$(BIN)/python -m bench parts --output bench/results
 	$(BIN)/python -m bench blocks --output bench/results
 	$(BIN)/python -m bench memory --output bench/results
 	$(BIN)/python -m bench compression --output bench/results

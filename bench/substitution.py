@@ -1,4 +1,4 @@
-"""What the bench replaces in the runtime for experiments on it: the length of blocks, and what measures.
+"""What the bench replaces in the runtime for experiments on it: lengths of blocks and data sets, and what measures.
 
 Runs in the children of a round, before they serve, connect or train: what is replaced stays so until the process ends.
 The one place of the bench that depends on how the runtime is written inside.
@@ -13,7 +13,7 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from runtime import aggregation, blocks, data_connection, training
+from runtime import aggregation, blocks, data_connection, dataset, training
 from runtime.accounting import Accounting
 from runtime.exchange import Ready, Ticket
 from runtime.frames import Stream
@@ -34,6 +34,11 @@ def set_block_length(elements: int) -> None:
     """Have vectors cut into blocks of so many elements."""
     for name in ("BLOCK_LENGTH", "WHOLE_LENGTH"):
         vars(blocks)[name] = elements
+
+
+def set_synthetic_samples(count: int) -> None:
+    """Have synthetic data be of so many images to learn from, and a quarter as many to test."""
+    vars(dataset).update(SYNTHETIC_TRAIN=count, SYNTHETIC_TEST=count // 4)
 
 
 class Measuring(Enum):
