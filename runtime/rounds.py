@@ -11,7 +11,7 @@ from runtime.exchange import Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership
 from runtime.policy import Policy, Push, Verdict
 from runtime.schedule import Schedule
-from runtime.update import Update
+from runtime.update import Update, follow_all
 
 
 class Rounds:
@@ -181,13 +181,25 @@ class Rounds:
         return ticket
 
     def _follow(self, ticket: Ticket) -> None:
-        """Each block may leave once it has the update that the ticket's gradient is part of, or else the latest."""
+        """Each block may leave once it has all that its worker is promised to see."""
+        follow_all(self._promised(ticket), len(self._aggregator.blocks), ticket.ready.put)
+
+    def _promised(self, ticket: Ticket) -> list[Update]:
+        """The update that the ticket's gradient is part of, or else the latest; and what the bound let it wait for.
+
+        Whoever's gradient is still on its way into some blocks has begun no other push: its ticket is the last one.
+        """
         update = ticket.update or self._latest
-        if update is not None:
-            update.follow(ticket.ready.put)
-            return
-        for index in range(len(self._aggregator.blocks)):
-            ticket.ready.put(index)
+        promised = [] if update is None else [update]
+        bound = self._policy.staleness_bound
+        if bound is not None:
+            seen = self._membership.member(ticket.rank).pushed - bound
+            promised += [
+                other.update
+                for other in self._tickets.values()
+                if other.step < seen and other.update is not None and other.update is not update
+            ]
+        return promised
 
     def _is_over(self, ticket: Ticket) -> bool:
         """All of it was taken, and its worker may go on."""

@@ -4,7 +4,7 @@ Runs in the parameter server; knows nothing of how gradients are added up or dec
 """
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 
 class Update:
@@ -41,3 +41,25 @@ class Update:
                 self._applied[index] = True
                 for notify in self._followers:
                     notify(index)
+
+
+def follow_all(updates: Sequence[Update], blocks: int, notify: Callable[[int], None]) -> None:
+    """Have `notify` called once with each of so many blocks, as soon as all of `updates` have been applied to it."""
+    if not updates:
+        for index in range(blocks):
+            notify(index)
+        return
+    if len(updates) == 1:
+        updates[0].follow(notify)
+        return
+    missing, lock = [len(updates)] * blocks, threading.Lock()
+
+    def applied(index: int) -> None:
+        with lock:
+            missing[index] -= 1
+            complete = not missing[index]
+        if complete:
+            notify(index)
+
+    for update in updates:
+        update.follow(applied)

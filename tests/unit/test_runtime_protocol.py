@@ -288,6 +288,13 @@ class Protocol(RuleBasedStateMachine):
         dropped = pushed.ticket.answer.dropped
         # From a restarted server's checkpoint a block may have what is then dropped.
         assert applied != dropped or (dropped and not self.calm)
+        if self.mode is Mode.SSP and self.calm:
+            self.has_what_the_bound_promises(index, pushed.step + 1)
+
+    def has_what_the_bound_promises(self, index: int, clock: int) -> None:
+        """Everybody's gradients of the first steps, but for the last ones that the bound allows for."""
+        block = self.state.aggregator.parameters[index * PLACES : (index + 1) * PLACES]
+        assert block.view(WORKERS, STEPS)[:, : max(clock - (TOLD.staleness_bound or 0), 0)].all()
 
     def take_answer(self, rank: int, pushed: Pushed) -> None:
         answer = pushed.ticket.answer

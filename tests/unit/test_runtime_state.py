@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from queue import SimpleQueue
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -445,6 +446,54 @@ def test_a_pull_waits_for_the_blocks_of_the_version_that_it_is_told() -> None:
         assert (ready.get_nowait(), ready.empty()) == (0, True)
         state.take(tickets[1], 1, torch.ones(2), lasting=True)
         assert ready.get_nowait() == 1
+
+
+def ready_now(ticket: Ticket) -> list[int | None]:
+    """The blocks that may leave, and have not."""
+    blocks = []
+    while not ticket.ready.empty():
+        blocks.append(ticket.ready.get_nowait())
+    return blocks
+
+
+def test_in_ssp_no_block_leaves_without_the_gradient_that_let_its_worker_go_on() -> None:
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, staleness_bound=0)
+        fast, slow = push(state, 0, 0, version=0, value=1.0), begin(state, 1, 0, 0)
+        assert fast.answer is None
+        # When the first block of the slow worker's gradient is there
+        state.take(slow, 0, torch.full((2,), 10.0), lasting=True)
+        # Then the fast one may go on, and has that block
+        assert fast.answer == Answer(2)
+        assert ready_now(fast) == [0]
+        # And the other one when that is there, too
+        state.take(slow, 1, torch.full((2,), 10.0), lasting=True)
+        assert ready_now(fast) == [1]
+        assert values(state) == [-11.0] * LENGTH
+
+
+def test_in_ssp_no_block_leaves_between_the_decision_and_the_gradient_itself() -> None:
+    state = started_state(Mode.SSP, workers=2, staleness_bound=0)
+    fast, slow = push(state, 0, 0, version=0), begin(state, 1, 0, 0)
+    with patch.object(state.aggregator, "add", return_value=False):
+        state.take(slow, 0, torch.ones(LENGTH), lasting=True)
+    assert fast.answer == Answer(2)
+    assert ready_now(fast) == []
+
+
+@pytest.mark.parametrize(("bound", "leaves"), [(1, [0]), (2, [0, 1])])
+def test_in_ssp_who_need_not_wait_sees_what_the_bound_promises(bound: int, leaves: list[int]) -> None:
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, steps=3, staleness_bound=bound)
+        slow = begin(state, 1, 0, 0)
+        state.take(slow, 0, torch.ones(2), lasting=True)
+        assert ready_now(push(state, 0, 0, version=1)) == [0, 1], "one step ahead: nothing is promised yet"
+        # At two steps, a bound of one promises the first step of everybody
+        second = push(state, 0, 1, version=2)
+        assert second.answer == Answer(3)
+        assert ready_now(second) == leaves
+        state.take(slow, 1, torch.ones(2), lasting=True)
+        assert leaves + ready_now(second) == [0, 1]
 
 
 class Deliberating(Async):
