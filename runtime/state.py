@@ -229,10 +229,27 @@ class ServerState:
             self._end(ending)
 
     def wait_started(self, timeout: float) -> list[int]:
-        """Wait, at most `timeout` seconds, for all workers; returns the ranks that are missing."""
+        """Wait, at most `timeout` seconds, for training to start; returns who is not there if it did not."""
         with self._changed:
             self._changed.wait_for(lambda: self._phase is not Phase.JOINING, timeout)
-            return self._membership.missing if self._phase is Phase.JOINING else []
+            return self._membership.absent if self._phase is Phase.JOINING else []
+
+    def start_without_the_missing(self) -> list[int]:
+        """Take those who did not come back to a server that was restarted for lost, where others go on without them.
+
+        Returns the ranks that are left; where there are none, training has not started.
+        """
+        with self._changed:
+            there = [member.rank for member in self._membership if member.ready]
+            may = self._survives_loss and self._resumed_from is not None and self._phase is Phase.JOINING
+            if not (may and there and self._membership.all_known):
+                return []
+            for rank in self._membership.missing:
+                self._membership.excuse(rank)
+                self._accounting.lose(rank)
+            self._start()
+            self._changed.notify_all()
+            return there
 
     def wait_over(self, timeout: float) -> bool:
         """Wait, at most `timeout` seconds, until training is over; returns whether it is."""
@@ -274,6 +291,8 @@ class ServerState:
             self.copies.renew(self.aggregator.parameters)
             self._membership.resume(facts["members"])
             self._accounting.resume(facts["accounting"])
+            if self._membership.all_finished:
+                self._phase = Phase.FINISHED
 
     def interval(self) -> dict[str, Any]:
         """Fields of a ServerInterval: what was done since the previous call."""
@@ -317,15 +336,17 @@ class ServerState:
         return member
 
     def _start(self) -> None:
-        """All workers are ready: those of a server that was restarted go on where they were."""
+        """All who are waited for are ready: those of a server that was restarted go on where they were."""
         self._phase = Phase.TRAINING
         together = max(member.pushed for member in self._membership)
         for member in self._membership:
+            if member.excused:
+                continue
             if self._in_step:
                 member.go_on_at(together)
             self._rounds.enter(member)
         for member in self._membership:
-            if member.pushed_all:
+            if member.pushed_all or member.excused:
                 self._rounds.leave(member.rank)
         self._accounting.start(self._clock())
 
@@ -342,6 +363,7 @@ class ServerState:
     def _go_on_without(self, member: Member) -> None:
         """What the lost worker's gradient has reached stays; nothing waits for the rest of it."""
         self._accounting.lose(member.rank)
+        self._membership.excuse(member.rank)
         # A step that made no update yet counts as lost; who comes back pushes it again, to the blocks that lack it.
         member.pushed = self._rounds.undecided.get(member.rank, member.pushed)
         self._rounds.lose(member.rank)
