@@ -125,7 +125,14 @@ class Connection:
                 self._past += Traffic(repeated_pushes=1)
             return data.push_pull(payloads, into, step=step, version=version, repeats=repeats)
 
-        exchanged = self._persistently(exchange)
+        try:
+            exchanged = self._persistently(exchange)
+        except LockstepError:
+            # Whether a server that is lost had applied it, nobody knows; another one is pushed this step anew.
+            payloads.take_back()
+            raise
+        if exchanged.dropped:
+            payloads.take_back()
         return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + payloads.seconds)
 
     def finish(self, tested_version: int) -> FinishReply:

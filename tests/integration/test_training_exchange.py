@@ -1,7 +1,12 @@
 """How gradients travel: transports, compression, an injected network, and connections that break on the way."""
 
+import os
 import random
 import resource
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +18,7 @@ from contract.errors import PeerLost, TrainingFailed
 from contract.metrics import ServerSummary, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
 from runtime.connection import Connection
-from runtime.data_connection import wires_for
+from runtime.data_connection import Wire, wires_for
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
@@ -42,11 +47,11 @@ def accuracy(running: Experiment) -> float:
     return (final[0] if final else sum(last)) / TESTED
 
 
-def connected(running: Experiment) -> Connection:
+def connected(running: Experiment, rank: int = 0) -> Connection:
     """A worker's connection, from this process."""
     return Connection(
         running.address,
-        Sender(study="study", experiment=running.name, rank=0),
+        Sender(study="study", experiment=running.name, rank=rank),
         trust=Trust(),
         timeout_seconds=PATIENCE,
         abandon=lambda error: pytest.fail(str(error)),
@@ -138,6 +143,60 @@ def test_compression_sends_less_and_learns_as_well(mode: str, tmp_path: Path) ->
         assert payload * 0.99 < per_push[compression] < payload + 100, compression
     assert accuracies["none"] > 0.8
     assert min(accuracies.values()) > accuracies["none"] - 0.05, accuracies
+
+
+def wire_with_residual(compression: str) -> Wire:
+    """A wire whose codec has left something out of an earlier gradient."""
+    [wire] = wires_for(TaskEnvironment(compression=compression), [DIGITS])  # type: ignore[arg-type]  # it is one
+    wire.feedback.encode(slice(0, DIGITS), torch.randn(DIGITS, generator=torch.Generator().manual_seed(1)))
+    assert wire.feedback.residual.any()
+    return wire
+
+
+def as_it_was(residual: torch.Tensor, before: torch.Tensor) -> bool:
+    return torch.allclose(residual, before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compression", ["int8", "topk"])
+def test_what_a_dropped_gradient_carried_of_earlier_ones_is_sent_again(
+    compression: str, tmp_path: Path
+) -> None:
+    settings = {"SERVER_MODE": "ksync", "AGGREGATION_K": 1, "COMPRESSION": compression}
+    with served(tmp_path, 2, **settings) as running, ExitStack() as hung_up:
+        wires = [wire_with_residual(compression) for _ in range(2)]
+        ranks = [hung_up.enter_context(connected(running, rank)) for rank in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda rank: ranks[rank].ready(wires[rank], steps=2), range(2)))
+        before, into = wires[1].feedback.residual.clone(), torch.zeros(DIGITS)
+        for connection in ranks:
+            connection.pull(into)
+        assert not ranks[0].push_pull(torch.ones(DIGITS), 0, 0, into).dropped
+        assert not as_it_was(wires[0].feedback.residual, before)
+        # When a gradient comes too late to count
+        assert ranks[1].push_pull(torch.ones(DIGITS), 0, 0, into).dropped
+        # Then what it had been given of the one before it is not lost
+        assert as_it_was(wires[1].feedback.residual, before)
+
+
+def test_what_a_lost_server_was_sent_of_earlier_gradients_is_sent_again(tmp_path: Path) -> None:
+    with served(
+        tmp_path, 1, COMPRESSION="topk", CHECKPOINT_SECONDS=60, CHECKPOINT_LOCATION=tmp_path
+    ) as running:
+        wire = wire_with_residual("topk")
+        with connected(running) as connection, ThreadPoolExecutor(1) as pool:
+            connection.ready(wire, steps=1)
+            before, into = wire.feedback.residual.clone(), torch.zeros(DIGITS)
+            connection.pull(into)
+            # When the server is gone before it has answered
+            os.kill(running.server.pid, signal.SIGSTOP)
+            pushed = pool.submit(connection.push_pull, torch.ones(DIGITS), 0, 0, into)
+            while as_it_was(wire.feedback.residual, before):
+                time.sleep(0.005)
+            os.kill(running.server.pid, signal.SIGKILL)
+            with pytest.raises(PeerLost, match="the server vanished"):
+                pushed.result(PATIENCE)
+        # Then the step that is pushed to the next one carries it anew
+        assert as_it_was(wire.feedback.residual, before)
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])
