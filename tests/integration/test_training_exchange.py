@@ -14,11 +14,15 @@ import torch
 from proxies import HOST, Proxy
 from training_processes import Experiment, experiment, free_ports, served
 
+from contract.catalogue import Dataset, ModelName, images_of
 from contract.errors import PeerLost, TrainingFailed
 from contract.metrics import ServerSummary, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
+from runtime.blocks import blocks_of
 from runtime.connection import Connection
 from runtime.data_connection import Wire, wires_for
+from runtime.model import build_model
+from runtime.parameters import FlatModel
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
@@ -59,18 +63,28 @@ def connected(running: Experiment, rank: int = 0) -> Connection:
 
 
 @pytest.fixture(scope="module")
-def two_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Settings of a model of two blocks, the second one shorter, that computes fast."""
+def several_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Settings of a model of several blocks, the last one shorter, and of few images."""
     folder = tmp_path_factory.mktemp("images")
-    write_idx(folder / "MNIST" / "raw", train=list(range(10)) * 8)
-    return {"DATASET": "mnist", "DATA_DIRECTORY": folder, "MODEL": "mlp", "BATCH_SIZE": 4, "EPOCHS": 2}
+    write_idx(folder / "MNIST" / "raw", train=list(range(10)) * 4)
+    model = build_model(ModelName.MOBILENET_V2, images_of(Dataset.MNIST, ModelName.MOBILENET_V2), seed=0)
+    blocks = blocks_of(FlatModel(model).length)
+    assert len(blocks) > 2
+    assert blocks[-1].stop - blocks[-1].start < blocks[0].stop
+    return {
+        "DATASET": "mnist",
+        "DATA_DIRECTORY": folder,
+        "MODEL": "mobilenet_v2",
+        "BATCH_SIZE": 2,
+        "EPOCHS": 1,
+    }
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("blocks", ["one", "several"])
 def test_every_transport_gives_the_same_parameters(
-    blocks: int, two_blocks: dict[str, object], tmp_path: Path
+    blocks: str, several_blocks: dict[str, object], tmp_path: Path
 ) -> None:
-    settings = two_blocks if blocks == 2 else {"EPOCHS": 1}
+    settings = several_blocks if blocks == "several" else {"EPOCHS": 1}
     digests = set()
     for given, used in (("tcp", "tcp"), ("shared-memory", "shared-memory"), ("auto", "shared-memory")):
         with experiment(tmp_path / given, 2, TRANSPORT=given, **settings) as running:
@@ -227,17 +241,17 @@ def cuts_for(most: int) -> list[int]:
 @pytest.mark.parametrize(
     ("most", "blocks", "settings"),
     [
-        (2_000_000, 1, {"TRANSPORT": "tcp"}),
-        (400, 1, {"TRANSPORT": "shared-memory"}),
-        (300_000, 1, {"COMPRESSION": "int8"}),
-        (6_000_000, 2, {"TRANSPORT": "tcp"}),
-        (2_000_000, 2, {"COMPRESSION": "topk", "TOPK_RATIO": 0.02}),
+        (2_000_000, "one", {"TRANSPORT": "tcp"}),
+        (400, "one", {"TRANSPORT": "shared-memory"}),
+        (300_000, "one", {"COMPRESSION": "int8"}),
+        (40_000_000, "several", {"TRANSPORT": "tcp"}),
+        (12_000_000, "several", {"COMPRESSION": "topk", "TOPK_RATIO": 0.1}),
     ],
 )
 def test_connections_that_break_change_nothing(
-    most: int, blocks: int, settings: dict[str, object], two_blocks: dict[str, object], tmp_path: Path
+    most: int, blocks: str, settings: dict[str, object], several_blocks: dict[str, object], tmp_path: Path
 ) -> None:
-    settings = settings | (two_blocks if blocks == 2 else {"EPOCHS": 1})
+    settings = settings | (several_blocks if blocks == "several" else {"EPOCHS": 1})
     with experiment(tmp_path / "calm", 2, EXPERIMENT_NAME="same", **settings) as running:
         undisturbed = finish(running)
     assert undisturbed.repeated_pushes == 0
