@@ -116,10 +116,7 @@ class Stream:
     def receive(self) -> Frame:
         """The head of the next frame; its payload must be received next. Raises ConnectionClosed."""
         self.receive_into(self._head)
-        frame = Frame(*_HEAD.unpack(self._head))
-        # Counted here, in one go: for small models counting takes a share of a step that can be seen.
-        self.received_bytes += _HEAD.size + frame.length
-        return frame
+        return Frame(*_HEAD.unpack(self._head))
 
     def receive_into(self, payload: memoryview) -> None:
         """Receive as many bytes as `payload` has room for. Raises ConnectionClosed."""
@@ -137,6 +134,8 @@ class Stream:
                 received += count
         except OSError as error:
             raise ConnectionClosed(str(error)) from error
+        finally:
+            self.received_bytes += received
 
     def receive_message(self, frame: Frame, message: M) -> M:
         """Fill `message` with a frame's payload. Raises WireRefused, ConnectionClosed."""

@@ -5,7 +5,6 @@ gradients make an update is decided in rounds; the numbers are added up in the a
 """
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
@@ -24,6 +23,7 @@ from runtime.parameters import memory_of
 from runtime.policy import Policy
 from runtime.rounds import Rounds
 from runtime.schedule import Schedule
+from runtime.timed_condition import TimedCondition
 
 
 class TrainingEnded(Exception):
@@ -68,6 +68,7 @@ class ServerState:
             in_rank_order=policy.in_rank_order,
             delay_compensation=policy.delay_compensation,
             held=self.copies.held,
+            clock=clock,
         )
         self.length = parameters.numel()
         """Number of parameters."""
@@ -76,7 +77,7 @@ class ServerState:
         """Whether no push ever waits for another."""
         self._survives_loss = survives_loss
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = TimedCondition(clock)
         self._membership = Membership(workers)
         self._accounting = Accounting()
         self._phase = Phase.JOINING
@@ -276,6 +277,7 @@ class ServerState:
     def facts(self) -> dict[str, Any]:
         """What a server that takes this one's place must know beside the parameters, as JSON values."""
         with self._changed:
+            self._rounds.count_waits()
             return {
                 "version": self._rounds.version,
                 "consumed": self._rounds.consumed,
@@ -307,10 +309,11 @@ class ServerState:
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers."""
         with self._changed:
+            self._rounds.count_waits()
             return {
                 **self._accounting.summary(),
                 "apply_seconds": self.aggregator.apply_seconds,
-                "lock_seconds": self.aggregator.lock_seconds,
+                "lock_seconds": self.aggregator.lock_seconds + self._changed.waited_seconds,
                 "lost_steps": sum(member.lost_steps for member in self._membership),
                 "resumed_from_version": self._resumed_from,
                 "parameters_sha256": hashlib.sha256(memory_of(self.aggregator.parameters)).hexdigest(),

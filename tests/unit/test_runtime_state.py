@@ -1,9 +1,11 @@
 """The server's core without connections: barriers, staleness, membership, losses, endings."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
 from unittest.mock import patch
@@ -177,6 +179,61 @@ def test_a_gradient_is_held_from_its_arrival_to_the_barrier() -> None:
     last = push(state, 1, 0, 0)
     assert (first.answer, last.answer) == (Answer(1, waited_seconds=3.0), Answer(1))
     assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 4.096: 1}
+
+
+def test_a_worker_waits_for_the_last_block_that_others_push() -> None:
+    now = [10.0]
+    with blocks_of_length(2):
+        state = started_state(workers=2, clock=lambda: now[0])
+        first, last = push(state, 0, 0, 0), begin(state, 1, 0, 0)
+        for seconds, index in [(13.0, 0), (16.0, 1)]:
+            now[0] = seconds
+            assert first.answer is None or state.summary()["barrier_wait_histogram"] == {}, "it still waits"
+            state.take(last, index, torch.ones(2), lasting=True)
+        assert (first.answer, last.answer) == (Answer(1, waited_seconds=6.0), Answer(1))
+        assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 8.192: 1}
+        # However often one asks, and whenever the next step begins
+        now[0] = 20.0
+        begin(state, 0, 1, 1)
+        assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 8.192: 1}
+
+
+def test_in_ssp_a_worker_waits_for_the_last_block_that_it_was_promised() -> None:
+    now = [10.0]
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, staleness_bound=0, clock=lambda: now[0])
+        fast, slow = push(state, 0, 0, 0), begin(state, 1, 0, 0)
+        for seconds, index in [(13.0, 0), (16.0, 1)]:
+            now[0] = seconds
+            state.take(slow, index, torch.ones(2), lasting=True)
+        assert (fast.answer, slow.answer) == (Answer(2, waited_seconds=6.0), Answer(2))
+
+
+def test_in_async_mode_nobody_waits_however_long_applying_takes() -> None:
+    ticks = count()
+    with blocks_of_length(2):
+        state = started_state(Mode.ASYNC, workers=1, clock=lambda: float(next(ticks)))
+        assert push(state, 0, 0, 0).answer == Answer(1, waited_seconds=0.0)
+
+
+def test_adding_up_is_part_of_applying() -> None:
+    ticks = count()
+    state = started_state(workers=3, clock=lambda: float(next(ticks)))
+    for rank, seconds in [(0, 1.0), (1, 2.0), (2, 3.0)]:
+        push(state, rank, 0, 0)
+        assert state.summary()["apply_seconds"] == seconds
+
+
+@pytest.mark.parametrize("lock", ["state", "block"])
+def test_waiting_for_a_lock_is_counted_whichever_it_is(lock: str) -> None:
+    state = started_state(Mode.ASYNC, workers=1, clock=time.monotonic)
+    held = state._changed if lock == "state" else state.aggregator._blocks[0].changed
+    with ThreadPoolExecutor(1) as pool:
+        with held:
+            pushed = pool.submit(push, state, 0, 0, 0)
+            time.sleep(0.2)
+        assert pushed.result(PATIENCE).answer == Answer(1)
+    assert 0 < state.summary()["lock_seconds"] < PATIENCE
 
 
 def test_training_starts_when_all_workers_are_ready() -> None:
