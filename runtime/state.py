@@ -229,6 +229,14 @@ class ServerState:
         with self._changed:
             self._end(ending)
 
+    def withdraw(self, rank: int, reason: str) -> None:
+        """A worker cannot take part, or not any more, and hangs up: the end, where the others cannot go on either."""
+        with self._changed:
+            began = self._phase is Phase.TRAINING or self._resumed_from is not None
+            if not (self._survives_loss and began):
+                name = f"worker {rank}"
+                self._end(Ending(f"{name} withdrew: {reason}", lost_peer=name))
+
     def wait_started(self, timeout: float) -> list[int]:
         """Wait, at most `timeout` seconds, for training to start; returns who is not there if it did not."""
         with self._changed:

@@ -726,6 +726,28 @@ def test_a_gradient_that_is_refused_ends_training_unless_the_others_go_on_withou
     assert state.ending is None
 
 
+@pytest.mark.parametrize("survives_loss", [False, True])
+def test_a_worker_that_withdraws_ends_training_unless_the_others_go_on_without_it(
+    survives_loss: bool,
+) -> None:
+    state = started_state(workers=2, steps=1, survives_loss=survives_loss)
+    state.withdraw(1, "the data is gone")
+    if not survives_loss:
+        assert state.ending == Ending("worker 1 withdrew: the data is gone", lost_peer="worker 1")
+        return
+    assert state.ending is None
+    state.leave(1)
+    assert push(state, 0, 0, 0).answer == Answer(1)
+
+
+@pytest.mark.parametrize("survives_loss", [False, True])
+def test_a_worker_that_withdraws_before_training_ends_it(survives_loss: bool) -> None:
+    state = new_state(workers=2, survives_loss=survives_loss)
+    enter(state, 0, steps=1)
+    state.withdraw(1, "the data is not there")
+    assert state.ending == Ending("worker 1 withdrew: the data is not there", lost_peer="worker 1")
+
+
 def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:
     """Sync training as the workers do it, in threads, without connections; the final parameters."""
     sharding = Sharding(len(data.train), workers, batch_size=16, seed=5)
