@@ -68,6 +68,7 @@ class Connection:
             self._stub.Attend(AttendRequest(sender=sender), timeout=patience, metadata=trust.metadata),
             hang_up=self._hang_up,
             abandon=abandon,
+            look=self._look,
         )
 
     def __enter__(self) -> Self:
@@ -202,6 +203,10 @@ class Connection:
             self._past += Traffic.of(self._data)
             self._data.hang_up()
             self._data = None
+
+    def _look(self) -> None:
+        if (data := self._data) is not None:
+            data.close_if_dead()
 
     def _hang_up(self) -> None:
         self._channel.close()

@@ -168,6 +168,14 @@ class DataConnection:
         self._up.hang_up()
         self._down.hang_up()
 
+    def close_if_dead(self) -> None:
+        """Close both connections where the network has lost the server: who sends would not find out for minutes.
+
+        Nothing is ever under way to the server on the connection down, and so that one is always probed.
+        """
+        if self._down.is_dead:
+            self.hang_up()
+
     def pull(self, into: Tensor) -> Exchanged:
         """Write the current parameters to `into` (flat, fp32)."""
         closed = self._send([[Outgoing(PULL)]])

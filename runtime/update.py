@@ -37,7 +37,8 @@ class Update:
             for index, applied in enumerate(self._applied):
                 if applied:
                     notify(index)
-            self._followers.append(notify)
+            if self._missing:
+                self._followers.append(notify)
 
     @property
     def is_complete(self) -> bool:

@@ -4,6 +4,7 @@ import os
 import random
 import resource
 import signal
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +29,7 @@ from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
 PATIENCE = 180.0
+NOTICED_WITHIN = 20.0
 DIGITS = 38_282
 """Parameters of the model for the digits."""
 TESTED = 360
@@ -272,6 +274,51 @@ def test_connections_that_break_change_nothing(
     assert server.parameters_sha256 == undisturbed.parameters_sha256
     assert server.global_steps_completed == undisturbed.global_steps_completed
     assert server.staleness_histogram == undisturbed.staleness_histogram
+
+
+def test_data_connections_that_are_cut_off_without_a_word_are_made_anew(tmp_path: Path) -> None:
+    settings: dict[str, object] = {"EPOCHS": 2, "EXPERIMENT_NAME": "same", "TRANSPORT": "tcp"}
+    with experiment(tmp_path / "calm", 2, **settings) as running:
+        undisturbed = finish(running)
+    # Given steps that go on for some seconds
+    port = free_ports()
+    settings |= {"SERVER_PORT": port, "COMPUTE_MODE": "emulated", "COMPUTE_MEAN_MS": 20}
+    with (
+        served(tmp_path / "cut", 2, **settings) as running,
+        Proxy(port),
+        Proxy(port + 1) as data,
+    ):
+        running.start_workers(PARAMETER_SERVER_ADDRESS=f"{HOST}:{port}")
+        for worker in running.workers:
+            worker.wait_for('"kind":"worker_epoch"')
+        # When nothing comes through any more on the data connections, while the server says that it lives
+        accepted, began = data.accepted, time.monotonic()
+        data.swallow()
+        while data.accepted == accepted:
+            assert time.monotonic() - began < NOTICED_WITHIN
+            time.sleep(0.05)
+        # Then training goes on, on new ones
+        server = finish(running)
+        assert sum(summary.repeated_pushes for summary in summaries(running)) > 0
+    assert server.parameters_sha256 == undisturbed.parameters_sha256
+
+
+def test_a_worker_that_sends_to_nobody_notices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that does not fit into the socket's buffer: the kernel itself would go on for minutes."""
+    monkeypatch.setattr("runtime.liveness.DATA_PROBE_SECONDS", 1)
+    port = free_ports()
+    with served(tmp_path, 1, SERVER_PORT=port) as running, Proxy(port), Proxy(port + 1) as data:
+        running.address = f"{HOST}:{port}"
+        with connected(running) as connection, ThreadPoolExecutor(1) as pool:
+            connection.ready(wires_for(TaskEnvironment(transport="tcp"), [DIGITS])[0], steps=1)
+            into = torch.empty(DIGITS)
+            connection.pull(into)
+            assert connection._data is not None
+            connection._data._up._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            data.swallow()
+            pushed = pool.submit(connection.push_pull, torch.ones(DIGITS), 0, 0, into)
+            assert pushed.result(NOTICED_WITHIN).version == 1
+            assert connection.traffic.repeated_pushes == 1
 
 
 def test_a_way_that_stays_broken_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
