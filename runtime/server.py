@@ -89,7 +89,7 @@ def _go_on(state: ServerState, store: CheckpointStore, emitter: Emitter) -> None
     newest = store.newest()
     if newest is not None:
         resume(state, newest)
-        emitter.attempt = newest.facts[ATTEMPT] + 1
+        emitter.attempt = store.attempt = newest.facts[ATTEMPT] + 1
         emitter.note(f"going on from a checkpoint of version {state.version}")
 
 

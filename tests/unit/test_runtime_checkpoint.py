@@ -302,6 +302,18 @@ def test_a_restarted_server_finds_the_newest_and_the_two_newest_stay(files: File
     assert files.warnings == []
 
 
+def test_a_server_that_is_taken_for_dead_and_still_writes_is_not_gone_on_from(files: Files) -> None:
+    old, new = files.store(), files.store()
+    old.save(numbered(1))
+    new.attempt = 1
+    new.save(numbered(2))
+    for version in range(10, 14):
+        old.save(numbered(version))
+        assert version_of(files.store().newest()) == 2
+    new.save(numbered(3))
+    assert version_of(files.store().newest()) == 3
+
+
 def test_a_large_checkpoint_is_the_same_again(files: Files) -> None:
     # Longer than the parts in which S3 is read, and than any buffer
     tensors = {"parameters": torch.randn(3_000_001), "momentum": torch.randn(3), "steps": torch.arange(9)}
