@@ -73,7 +73,7 @@ class ServerMetrics(Shape):
     mean_step_seconds: float | None
     """Mean time between updates over the whole run; in sync mode the duration of a step."""
     apply_seconds: float | None
-    """Time spent in the optimizer."""
+    """Time spent adding gradients up and in the optimizer."""
     lock_seconds: float | None
     """Time that threads waited for locks, summed over them."""
     sent_bytes: int | None
