@@ -2,7 +2,6 @@
 
 import importlib
 import inspect
-from typing import Any
 
 import pytest
 from ministack.services.cloudformation.provisioners import _RESOURCE_HANDLERS as EMULATED
