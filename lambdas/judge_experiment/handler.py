@@ -12,7 +12,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from lambdas.environment import ClusterEnvironment
 from lambdas.table import ExperimentTable
 from lambdas.tasks import TaskList
-from lambdas.verdict import judge
+from lambdas.verdict import judge, of_this_run
 
 logger = Logger(service="judge_experiment")
 
@@ -24,10 +24,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:  #
     logger.append_keys(study_id=study_id, experiment=name)
     environment = ClusterEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
-    experiment = table.experiment(study_id, name).experiment
-    outcomes = TaskList.of(environment.cluster_arn).end_group(
+    row = table.experiment(study_id, name)
+    experiment = row.experiment
+    of_its_group = TaskList.of(environment.cluster_arn).end_group(
         experiment.task_group, "Lockstep: the experiment has ended"
     )
+    outcomes = of_this_run(of_its_group, row.started_at)
     verdict = judge(experiment, outcomes, table.records(study_id, name), error)
     table.settle(experiment, verdict, tasks=outcomes, error=error)
     logger.info("judged", status=verdict.status, cause=verdict.cause)

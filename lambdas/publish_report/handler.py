@@ -1,6 +1,6 @@
 """PublishReport: everything that the table knows of a study in, its results tree in S3 out.
 
-Runs last, whether experiments failed or not; writes the study's terminal status.
+Runs whether experiments failed or not, and tells ConcludeStudy how the study ended.
 """
 
 import mimetypes
@@ -31,7 +31,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     table = ExperimentTable.named(environment.table_name)
     outcome = _collect(table, study_id)
     _upload(environment.bucket_name, study_id, render(outcome))
-    table.end_study(study_id, outcome.status)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
     return {
@@ -82,6 +81,6 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution's Fail state says; Step Functions takes 32,768 characters."""
+    """What the execution fails with."""
     lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
     return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""
