@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Any
 
 import boto3
@@ -128,7 +129,7 @@ def test_an_aborted_study_is_reported_as_such(
     document = json.loads(bucket.Object(f"{PREFIX}{STUDY_JSON}").get()["Body"].read())
     assert (document["status"], document["cause"]) == ("ABORTED", "stopped by hand")
     assert ended is not None
-    assert document["ended_at"] == ended.ended_at
+    assert datetime.fromisoformat(document["ended_at"]) == datetime.fromisoformat(ended.ended_at)
 
 
 def test_a_report_that_was_overtaken_by_an_abort_is_written_again(
