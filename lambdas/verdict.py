@@ -94,11 +94,11 @@ def judge(
     if told:
         root, *others = told
         return Verdict(Status.FAILED, f"{root.rstrip('.')}. Then: {'; '.join(others)}" if others else root)
+    there = emitters_of(experiment) & ({(o.role, o.rank) for o in outcomes} | summarized(records))
     if error:
-        return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
+        return Verdict(Status.FAILED, _caught(error, emitters_of(experiment) - there))
     if failed:
         return Verdict(Status.FAILED, f"{failed[0].label} {_reason(failed[0], said)}")
-    there = emitters_of(experiment) & ({(o.role, o.rank) for o in outcomes} | summarized(records))
     if len(there) != experiment.task_count:
         return Verdict(
             Status.FAILED,
@@ -176,6 +176,14 @@ def _name(role: str, rank: int) -> str:
     if role == "server":
         return f"server shard {rank}" if rank else "server"
     return f"worker {rank}"
+
+
+def _caught(error: Mapping[str, str], missing: Iterable[Emitter]) -> str:
+    """What the state machine caught. Of a state that waited for too long it says nothing more: what did not come does."""
+    name, cause = error.get("Error", "error"), error.get("Cause", "")
+    if name == "States.Timeout" and not cause:
+        cause = f"a state has waited for too long; never started: {names_of(missing) or 'none'}"
+    return f"{name}: {cause}"[:2000]
 
 
 def _last_words(records: Iterable[MetricRecord]) -> _Said:

@@ -252,7 +252,7 @@ def test_the_stack_is_deleted_only_once_no_study_and_no_task_is_left(assembly: A
     """The resource that sees to it goes first: everything that studies need is deleted after it."""
     resources = assembly.template["Resources"]
     _, properties = assembly.only("Custom::StopStudies")
-    ((logical_id, resource),) = assembly.resources("Custom::StopStudies").items()
+    (logical_id,) = assembly.resources("Custom::StopStudies")
     function = resources[properties["ServiceToken"]["Fn::GetAtt"][0]]["Properties"]
     assert function["Handler"] == "lambdas.stop_studies.handler.handler"
     assert function["Timeout"] < properties["ServiceTimeout"] <= 3600
