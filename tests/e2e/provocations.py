@@ -1,5 +1,7 @@
-"""How the end-to-end tests provoke what happens seldom: a state that is held, a function without time, a worker that
-nothing can run, a server that never says where it is. Each is undone when its block ends.
+"""How the end-to-end tests provoke what happens seldom; each provocation is undone when its block ends.
+
+A function that nobody can call, or that has no time; a worker that nothing can run; a server that never says where
+it is.
 """
 
 import os
