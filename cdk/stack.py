@@ -35,7 +35,7 @@ class LockstepStack(cdk.Stack):
             vpc=self.network.vpc,
             checkpoint_location=self.storage.checkpoint_location,
         )
-        plan, judge, reconcile, publish = self._state_functions()
+        plan, judge, reconcile, publish, conclude = self._state_functions()
         self.workflow = Workflow(
             self,
             "Workflow",
@@ -48,6 +48,7 @@ class LockstepStack(cdk.Stack):
                 "JudgeExperimentFunction": judge,
                 "ReconcileMetricsFunction": reconcile,
                 "PublishReportFunction": publish,
+                "ConcludeStudyFunction": conclude,
             },
         )
         self._add_ingestion()
@@ -78,7 +79,7 @@ class LockstepStack(cdk.Stack):
             environment=self._environment(),
             timeout_seconds=60,
         )
-        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
+        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
@@ -117,13 +118,24 @@ class LockstepStack(cdk.Stack):
             memory_mib=2048,
             layers=[self.functions.report_layer],
         )
-        table.grant(publish, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
+        table.grant(publish, "dynamodb:GetItem", "dynamodb:Query")
         publish.add_to_role_policy(
             iam.PolicyStatement(
                 actions=["s3:PutObject"], resources=[self.storage.bucket.arn_for_objects(f"{STUDIES}/*")]
             )
         )
-        return [plan, judge, reconcile, publish]
+        return [plan, judge, reconcile, publish, self._conclude_function()]
+
+    def _conclude_function(self) -> lambda_.Function:
+        conclude = self.functions.function(
+            "conclude_study",
+            description="Write how a study ended; of a redriven one, clear what failed",
+            environment=self._environment(CHECKPOINT_LOCATION=self.storage.checkpoint_location),
+            timeout_seconds=120,
+        )
+        self.storage.table.grant(conclude, "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:BatchWriteItem")
+        self._grant_checkpoints(conclude, "s3:DeleteObject")
+        return conclude
 
     def _delivery_patience(self) -> str:
         """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""
@@ -184,7 +196,9 @@ class LockstepStack(cdk.Stack):
         self._grant_rows(server, "dynamodb:GetItem", keys.study_partition("*"))
         self._grant_rows(server, "dynamodb:PutItem", announcements)
         self._grant_rows(worker, "dynamodb:GetItem", announcements)
-        self.workflow.state_machine.grant(server, "states:SendTaskSuccess", "states:SendTaskFailure")
+        self.workflow.grant_own_tokens(
+            "AnswerRendezvous", server, "states:SendTaskSuccess", "states:SendTaskFailure"
+        )
 
     def _grant_rows(self, role: iam.IRole, action: str, partitions: str) -> None:
         """`action` on the rows of the partitions that a pattern names, and on no other of the table."""
@@ -206,20 +220,24 @@ class LockstepStack(cdk.Stack):
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
-        server, bucket = self.training.server.task_role, self.storage.bucket
-        server.add_to_principal_policy(
+        self._grant_checkpoints(
+            self.training.server.task_role, "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
+        )
+
+    def _grant_checkpoints(self, grantee: iam.IGrantable, *actions: str) -> None:
+        """List checkpoints, and `actions` on them."""
+        bucket = self.storage.bucket
+        for statement in (
             iam.PolicyStatement(
                 actions=["s3:ListBucket"],
                 resources=[bucket.bucket_arn],
                 conditions={"StringLike": {"s3:prefix": [f"{CHECKPOINTS}/*"]}},
-            )
-        )
-        server.add_to_principal_policy(
+            ),
             iam.PolicyStatement(
-                actions=["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
-                resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")],
-            )
-        )
+                actions=list(actions), resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")]
+            ),
+        ):
+            grantee.grant_principal.add_to_principal_policy(statement)
 
     def _grant_task_control(self, function: lambda_.Function) -> None:
         function.add_to_role_policy(

@@ -27,6 +27,7 @@ METRIC_PREFIX: Final = "METRIC#"
 STUDY_PREFIX: Final = "STUDY#"
 OPEN_PARTITION: Final = "OPEN"
 """What clean-up looks through, for studies whose execution has ended without a word."""
+SERVER_PREFIX: Final = "SERVER#"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
 """Attribute of a rendezvous row."""
@@ -74,14 +75,19 @@ def experiment_sort(experiment: str) -> str:
     return f"{EXPERIMENT_PREFIX}{experiment}"
 
 
+def rendezvous_prefix(experiment: str) -> str:
+    """What the sort keys of an experiment's task tokens begin with."""
+    return f"RENDEZVOUS#{experiment}#"
+
+
 def rendezvous_sort(experiment: str, shard: int) -> str:
     """Sort key of the row with the task token that waits for the server's address."""
-    return f"RENDEZVOUS#{experiment}#{shard}"
+    return f"{rendezvous_prefix(experiment)}{shard}"
 
 
 def server_sort(shard: int) -> str:
     """Sort key of what the server of a shard announces."""
-    return f"SERVER#{shard}"
+    return f"{SERVER_PREFIX}{shard}"
 
 
 def server_partition(study_id: str, experiment: str) -> str:
@@ -90,7 +96,7 @@ def server_partition(study_id: str, experiment: str) -> str:
     IAM tells rows apart by partition alone: so a worker may read this one and no task token. And the state
     machine, whose history keeps every row that it reads, has no reason to read it.
     """
-    return f"SERVER#{study_id}/{experiment}"
+    return f"{SERVER_PREFIX}{study_id}/{experiment}"
 
 
 def metrics_partition(study_id: str, experiment: str) -> str:

@@ -55,6 +55,13 @@ class ReconcileEnvironment(ClusterEnvironment):
     """How long rows may take to arrive through the subscription before the log streams are read."""
 
 
+class ConcludeEnvironment(TableEnvironment):
+    """Of conclude_study."""
+
+    checkpoint_location: str
+    """Where servers keep checkpoints whose study does not say where, s3://bucket/prefix."""
+
+
 class ReportEnvironment(TableEnvironment):
     """Of publish_report."""
 

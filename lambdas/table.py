@@ -30,6 +30,9 @@ RETENTION = timedelta(days=365)
 SMALLEST = Decimal("1e-100")
 """Magnitudes below are stored as zero: DynamoDB holds none below 1e-130."""
 
+_OF_ONE_RUN = ("started_at", "ended_at", "cause", "error", "tasks", "warnings")
+"""Attributes of an experiment or a study that tell of one run of it."""
+
 
 class Execution(NamedTuple):
     """Whose study it is. A name, and with it the ARN, is free again 90 days after an execution has ended."""
@@ -208,6 +211,27 @@ class ExperimentTable:
             ended_at=now(),
         )
 
+    def completed(self, study_id: str) -> set[str]:
+        """Names of the study's experiments that have completed."""
+        rows = self.experiments(study_id)
+        return {row.experiment.name for row in rows if row.status is Status.COMPLETED}
+
+    def clear_unfinished(self, study_id: str) -> list[Experiment]:
+        """Make a study that has ended ready to be run again: its experiments that did not complete are PLANNED as new.
+
+        What they have left goes: records, task tokens, what servers announced. The study is RUNNING. Returns them.
+        """
+        unfinished = [
+            row.experiment for row in self.experiments(study_id) if row.status is not Status.COMPLETED
+        ]
+        for experiment in unfinished:
+            self._remove(keys.metrics_partition(study_id, experiment.name), keys.METRIC_PREFIX)
+            self._remove(keys.server_partition(study_id, experiment.name), keys.SERVER_PREFIX)
+            self._remove(keys.study_partition(study_id), keys.rendezvous_prefix(experiment.name))
+            self._begin_anew(_experiment_key(study_id, experiment.name), Status.PLANNED)
+        self._begin_anew(_study_key(study_id), Status.RUNNING)
+        return unfinished
+
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
         expires_at = _expiry()
@@ -286,6 +310,21 @@ class ExperimentTable:
                 raise
             return False
         return True
+
+    def _remove(self, partition: str, prefix: str) -> None:
+        with self._table.batch_writer() as batch:
+            for row in list(self._query(partition, prefix)):
+                batch.delete_item(Key={PARTITION_KEY: row[PARTITION_KEY], SORT_KEY: row[SORT_KEY]})
+
+    def _begin_anew(self, key: dict[str, str], status: Status) -> None:
+        """Set a status and forget how the row ended before."""
+        names = {f"#{name}": name for name in ("status", *_OF_ONE_RUN)}
+        self._table.update_item(
+            Key=key,
+            UpdateExpression="SET #status = :status REMOVE " + ", ".join(f"#{name}" for name in _OF_ONE_RUN),
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues={":status": status},
+        )
 
     def _query(self, partition: str, prefix: str) -> Iterator[dict[str, Any]]:
         condition = Key(PARTITION_KEY).eq(partition) & Key(SORT_KEY).begins_with(prefix)

@@ -6,6 +6,7 @@ Used by judge_experiment (at once) and reconcile_metrics (when every record is t
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import IntEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,9 @@ from contract.table import Status
 
 SUMMARIES = frozenset({"server_summary", "worker_summary"})
 """Kinds of records that a task ends with that did all it had to do."""
+
+CLOCKS_DIFFER = timedelta(seconds=5)
+"""By how much the clocks of Step Functions and ECS may differ."""
 
 Emitter = tuple[str, int]
 """(role, rank) of a task."""
@@ -179,7 +183,7 @@ def _name(role: str, rank: int) -> str:
 
 
 def _caught(error: Mapping[str, str], missing: Iterable[Emitter]) -> str:
-    """What the state machine caught. Of a state that waited for too long it says nothing more: what did not come does."""
+    """What the state machine caught; of a state that waited for too long, which says no more, what did not come."""
     name, cause = error.get("Error", "error"), error.get("Cause", "")
     if name == "States.Timeout" and not cause:
         cause = f"a state has waited for too long; never started: {names_of(missing) or 'none'}"
@@ -234,3 +238,15 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def of_this_run(outcomes: Iterable[TaskOutcome], started_at: str) -> list[TaskOutcome]:
+    """Without the tasks of an earlier run: ECS remembers those for an hour, and a redriven experiment has had some.
+
+    `started_at`: when this run began, as the experiment's row says; empty where it never did. Clocks may differ a
+    little, and runs are minutes apart.
+    """
+    if not started_at:
+        return list(outcomes)
+    begin = datetime.fromisoformat(started_at) - CLOCKS_DIFFER
+    return [o for o in outcomes if not o.stopped_at or datetime.fromisoformat(o.stopped_at) >= begin]

@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote
 
 import numpy as np
 
+from contract.checkpoint import checkpoint_folder
 from contract.errors import TrainingFailed
 from runtime.checkpoint import Checkpoint, CheckpointDamaged, Owner, dump, load
 from runtime.s3_prefix import S3_SCHEME
@@ -55,7 +55,7 @@ def store_for(location: str, study: str, experiment: str, warn: Callable[[str], 
     Each experiment has a folder of its own there. `warn`: told what was skipped or left behind, and why. Raises
     CheckpointFailed where there is no client for S3.
     """
-    folder = f"{quote(study, safe='')}/{quote(experiment, safe='')}"
+    folder = checkpoint_folder(study, experiment)
     place: Place
     if location.startswith(S3_SCHEME):
         bucket, _, prefix = location.removeprefix(S3_SCHEME).partition("/")

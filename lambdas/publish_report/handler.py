@@ -1,7 +1,7 @@
 """PublishReport: everything that the table knows of a study in, its results tree in S3 out.
 
-Runs last, whether experiments failed or not, and writes the study's terminal status; or for sweep_tasks, once a
-study was aborted.
+Runs whether experiments failed or not, and tells ConcludeStudy how the study ended; once more for sweep_tasks, where
+the study was aborted.
 """
 
 import mimetypes
@@ -31,7 +31,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     environment = ReportEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
     outcome = _publish(table, environment.bucket_name, study_id)
-    table.end_study(study_id, outcome.status)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
     return {
@@ -100,6 +99,6 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution's Fail state says; Step Functions takes 32,768 characters."""
+    """What the execution fails with."""
     lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
     return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""

@@ -5,6 +5,7 @@ for a while, then read the source.
 """
 
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
@@ -13,6 +14,7 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.metrics import MetricRecord
 from contract.table import Status
 from lambdas.environment import ReconcileEnvironment
 from lambdas.metric_lines import parse_lines
@@ -21,6 +23,7 @@ from lambdas.reconcile_metrics.log_lines import metric_lines
 from lambdas.table import ExperimentRow, ExperimentTable
 from lambdas.task_logs import TaskLogs
 from lambdas.tasks import TaskList
+from lambdas.verdict import CLOCKS_DIFFER, of_this_run
 
 logger = Logger(service="reconcile_metrics")
 
@@ -50,7 +53,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     tasks = TaskList.of(environment.cluster_arn)
     rows = [_ended(tasks, row) for row in table.experiments(study_id)]
     suspects = _wait_for_records(table, rows, environment.patience_seconds)
-    backfilled = _backfill(table, study_id, suspects, environment.log_group_name) if suspects else 0
+    began = {row.experiment.name: row.started_at for row in rows}
+    backfilled = _backfill(table, study_id, suspects, began, environment.log_group_name) if suspects else 0
     # An execution goes on as it began, also where the state machine was deployed anew meanwhile.
     errors = {item["name"]: item["error"] for item in event.get("unjudged", [])}
     logs = TaskLogs.named(environment.log_group_name)
@@ -68,9 +72,8 @@ def _ended(tasks: TaskList, row: ExperimentRow) -> ExperimentRow:
     if row.status is not Status.RUNNING:
         return row
     try:
-        return replace(
-            row, tasks=tasks.end_group(row.experiment.task_group, "Lockstep: the experiment has ended")
-        )
+        ended = tasks.end_group(row.experiment.task_group, "Lockstep: the experiment has ended")
+        return replace(row, tasks=of_this_run(ended, row.started_at))
     except Exception:
         logger.exception("not ended", experiment=row.experiment.name)
         return row
@@ -97,8 +100,13 @@ def _gaps(table: ExperimentTable, row: ExperimentRow) -> Gaps:
     return find_gaps(row.experiment, row.tasks, records)
 
 
-def _backfill(table: ExperimentTable, study_id: str, suspects: Suspects, log_group_name: str) -> int:
-    """Write every record of `suspects` that the log streams hold. Returns how many there were."""
+def _backfill(
+    table: ExperimentTable, study_id: str, suspects: Suspects, began: Mapping[str, str], log_group_name: str
+) -> int:
+    """Write every record of `suspects` that the log streams hold of the present run. Returns how many there were.
+
+    `began`: when each experiment began, as its row says. A redriven one has an earlier run in the same streams.
+    """
     study = table.study(study_id)
     if study is None:
         return 0
@@ -109,9 +117,15 @@ def _backfill(table: ExperimentTable, study_id: str, suspects: Suspects, log_gro
         backfilled += table.put_records(
             record
             for record in parse_lines(some).records
-            if record.study == study_id and (record.experiment, record.role, record.rank) in suspects
+            if record.study == study_id
+            and (record.experiment, record.role, record.rank) in suspects
+            and _is_of_run(record, began[record.experiment])
         )
     return backfilled
+
+
+def _is_of_run(record: MetricRecord, began: str) -> bool:
+    return not began or record.timestamp >= datetime.fromisoformat(began) - CLOCKS_DIFFER
 
 
 def _settle(

@@ -19,6 +19,7 @@ from lambdas.sweep_tasks.executions import MISSING, EndedExecution, Executions
 from lambdas.table import ExperimentRow, ExperimentTable
 from lambdas.task_logs import TaskLogs
 from lambdas.tasks import Task, TaskList
+from lambdas.verdict import of_this_run
 
 
 @dataclass
@@ -112,7 +113,8 @@ class Sweep:
         except WaiterError:
             return False
         for row in unfinished:
-            outcomes = [task.outcome for task in ended if task.group == row.experiment.task_group]
+            group = row.experiment.task_group
+            outcomes = of_this_run((task.outcome for task in ended if task.group == group), row.started_at)
             records = self.table.records(study_id, row.experiment.name) if outcomes else []
             self.table.abort(row.experiment, execution.told, self.logs.attached(outcomes, records))
         return True

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.infrastructure.asl import states
 from tests.infrastructure.conftest import REPOSITORY, Assembly
 
 
@@ -18,7 +19,7 @@ def findings(assembly: Assembly, tmp_path_factory: pytest.TempPathFactory) -> di
     folder = tmp_path_factory.mktemp("lint")
     templates = {
         "template": assembly.template,
-        "checkable": _with_definition(assembly.template, _fixed_concurrency),
+        "checkable": _with_definition(assembly.template, _fixed_numbers),
         "broken": _with_definition(assembly.template, _task_without_resource),
     }
     for name, template in templates.items():
@@ -60,14 +61,19 @@ def _with_definition(template: dict[str, Any], change: Any) -> dict[str, Any]:
     return changed
 
 
-def _fixed_concurrency(definition: dict[str, Any]) -> None:
-    """The linter errs: it takes no JSONata for MaxConcurrency, as Step Functions does."""
-    assert definition["States"]["RunExperiments"]["MaxConcurrency"].startswith("{%")
-    definition["States"]["RunExperiments"]["MaxConcurrency"] = 2
+def _fixed_numbers(definition: dict[str, Any]) -> None:
+    """The linter errs: it takes no JSONata for MaxConcurrency and TimeoutSeconds, as Step Functions does."""
+    changed = []
+    for name, state in states(definition).items():
+        for field in ("MaxConcurrency", "TimeoutSeconds"):
+            if str(state.get(field, "")).startswith("{%"):
+                state[field] = 2
+                changed.append(name)
+    assert changed == ["RunExperiments", "RunServer", "AwaitServer", "RunWorker"]
 
 
 def _task_without_resource(definition: dict[str, Any]) -> None:
-    _fixed_concurrency(definition)
+    _fixed_numbers(definition)
     del definition["States"]["PublishReport"]["Resource"]
 
 

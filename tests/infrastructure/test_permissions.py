@@ -12,7 +12,7 @@ from tests.infrastructure.conftest import Assembly, actions_of
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem"},
+    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query"},
     "judge_experiment": {
         "dynamodb:GetItem",
         "dynamodb:Query",
@@ -30,7 +30,14 @@ FUNCTION_ACTIONS = {
         "logs:GetLogEvents",
         *TASKS,
     },
-    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "s3:PutObject"},
+    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "s3:PutObject"},
+    "conclude_study": {
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "dynamodb:BatchWriteItem",
+        "s3:ListBucket",
+        "s3:DeleteObject",
+    },
     "sweep_tasks": {
         "dynamodb:GetItem",
         "dynamodb:Query",
@@ -45,6 +52,7 @@ FUNCTION_ACTIONS = {
 }
 ECS_SYNC = {
     "ecs:RunTask",
+    "ecs:TagResource",
     "ecs:StopTask",
     "ecs:DescribeTasks",
     "iam:PassRole",
@@ -52,7 +60,14 @@ ECS_SYNC = {
     "events:PutRule",
     "events:DescribeRule",
 }
-"""Source: Step Functions Developer Guide, IAM policies for calling Amazon ECS."""
+"""Source: Step Functions Developer Guide, IAM policies for calling Amazon ECS; ECS Developer Guide, tagging."""
+DISTRIBUTED_MAP = {
+    "states:StartExecution",
+    "states:DescribeExecution",
+    "states:StopExecution",
+    "states:RedriveExecution",
+}
+"""Source: Step Functions Developer Guide, IAM policies for using Distributed Map states."""
 
 
 def allowed(assembly: Assembly, role: dict[str, Any]) -> set[str]:
@@ -156,7 +171,7 @@ def test_the_state_machine_may_do_what_its_states_do_and_no_more(
     _, properties = assembly.only("AWS::StepFunctions::StateMachine")
     resources = {state["Resource"] for state in task_states(machine["States"])}
     assert len(resources) >= 5
-    assert allowed(assembly, properties["RoleArn"]) == set().union(*map(needed, resources))
+    assert allowed(assembly, properties["RoleArn"]) == DISTRIBUTED_MAP.union(*map(needed, resources))
 
 
 def test_the_state_machine_may_call_the_functions_that_it_names_alone(assembly: Assembly) -> None:
@@ -174,7 +189,34 @@ def test_the_state_machine_may_call_the_functions_that_it_names_alone(assembly: 
         if "Fn::GetAtt" in resource
     }
     assert named == callable_
-    assert len(named) == 4
+    assert len(named) == 5
+
+
+def test_the_state_machine_starts_and_redrives_its_own_experiments_alone(assembly: Assembly) -> None:
+    machine, properties = assembly.only("AWS::StepFunctions::StateMachine")
+    granted = {
+        action: statement["Resource"]
+        for statement in assembly.statements(properties["RoleArn"])
+        for action in actions_of(statement)
+        if action in DISTRIBUTED_MAP
+    }
+    assert granted.pop("states:StartExecution") == {"Ref": machine}
+    name = {"Fn::GetAtt": [machine, "Name"]}
+    for action, resource in granted.items():
+        *_, before, told, after = resource["Fn::Join"][1]
+        assert before.endswith(":execution:") or before == ":execution:"
+        assert told == name
+        assert after == ("/*:*" if action == "states:RedriveExecution" else ":*")
+
+
+def test_tasks_are_tagged_when_they_are_started_and_at_no_other_time(assembly: Assembly) -> None:
+    _, properties = assembly.only("AWS::StepFunctions::StateMachine")
+    (tagging,) = (
+        statement
+        for statement in assembly.statements(properties["RoleArn"])
+        if "ecs:TagResource" in actions_of(statement)
+    )
+    assert tagging["Condition"] == {"StringEquals": {"ecs:CreateAction": "RunTask"}}
 
 
 def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: Assembly) -> None:
@@ -220,12 +262,14 @@ def rows(assembly: Assembly, statement: dict[str, Any]) -> tuple[list[str], str]
 def test_the_server_announces_itself_and_answers_its_rendezvous(
     assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
 ) -> None:
-    token, announcement, answer, *_ = task_statements["server"]
+    statements = {tuple(actions_of(statement)): statement for statement in task_statements["server"]}
+    token = statements["dynamodb:GetItem",]
+    announcement = statements["dynamodb:PutItem",]
+    answer = statements["states:SendTaskSuccess", "states:SendTaskFailure"]
     assert rows(assembly, token) == (["dynamodb:GetItem"], "STUDY#*")
     assert rows(assembly, announcement) == (["dynamodb:PutItem"], "SERVER#*/*")
     machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
-    assert actions_of(answer) == ["states:SendTaskSuccess", "states:SendTaskFailure"]
-    assert answer["Resource"] == {"Ref": machine}
+    assert answer["Resource"] == [{"Ref": machine}, {"Fn::Join": ["", [{"Ref": machine}, "/*"]]}]
 
 
 def test_the_server_keeps_checkpoints_under_one_prefix(
@@ -233,8 +277,10 @@ def test_the_server_keeps_checkpoints_under_one_prefix(
 ) -> None:
     bucket, _ = assembly.only("AWS::S3::Bucket")
     arn = {"Fn::GetAtt": [bucket, "Arn"]}
-    *others, listing, objects = task_statements["server"]
-    assert len(others) == 3
+    listing, objects = (
+        statement for statement in task_statements["server"] if actions_of(statement)[0].startswith("s3:")
+    )
+    assert len(task_statements["server"]) == 5
     assert actions_of(listing) == ["s3:ListBucket"]
     assert listing["Resource"] == arn
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["checkpoints/*"]}}

@@ -1,5 +1,6 @@
 """JudgeExperiment: what still runs is stopped, then the row says how the experiment ended."""
 
+from datetime import UTC, datetime
 from typing import Any
 
 import boto3
@@ -11,7 +12,7 @@ from contract.study import parse_study
 from contract.table import Status
 from lambdas.judge_experiment.handler import handler
 from lambdas.table import ExperimentTable
-from tests.unit.conftest import EXECUTION, LOG_GROUP
+from tests.unit.conftest import EXECUTION, LOG_GROUP, TABLE
 from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 from tests.unit.report_fixtures import records_of, task_failed
 
@@ -135,3 +136,25 @@ def test_an_experiment_that_was_aborted_stays_so(
     expected = (Status.STOPPING, "") if stopping else (Status.ABORTED, "the execution was stopped")
     assert (row.status, row.cause) == expected
     assert ecs.running() == []
+
+
+def test_tasks_of_an_earlier_run_do_not_count(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext, aws: boto3.Session
+) -> None:
+    """ECS remembers those for an hour; a redriven execution runs the experiment again under the same name."""
+    group = experiment.task_group
+    ecs.add(
+        ended(group, "server", exit_code=137, stopped_at=0),
+        ended(group, "worker", 0, exit_code=1, stopped_at=10),
+        *(
+            ended(group, role, rank, stopped_at=100)
+            for role, rank in (("server", 0), ("worker", 0), ("worker", 1))
+        ),
+    )
+    aws.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiment.name}"},
+        UpdateExpression="SET started_at = :at",
+        ExpressionAttributeValues={":at": datetime.fromtimestamp(1_790_000_020, UTC).isoformat()},
+    )
+    assert call(context)["status"] == "COMPLETED"
+    assert len(table.experiment("study-1", experiment.name).tasks) == 3

@@ -1,4 +1,4 @@
-"""PublishReport: whatever happened, the results tree is in the bucket before the study's status is written."""
+"""PublishReport: whatever happened, the results tree is in the bucket, and how the study ended is told."""
 
 import json
 from collections.abc import Iterator
@@ -99,7 +99,7 @@ def test_a_completed_study_is_published_with_its_report_last(
     assert len(puts) == len(set(puts))
     assert bucket.Object(puts[-1]).content_type == "text/html; charset=utf-8"
     assert bucket.Object(f"{PREFIX}{STUDY_JSON}").content_type == "application/json"
-    assert status(table) is Status.COMPLETED
+    assert status(table) is Status.RUNNING  # which ConcludeStudy changes, when all is done
 
 
 def test_a_study_with_a_failed_experiment_is_published_and_failed(
@@ -114,7 +114,6 @@ def test_a_study_with_a_failed_experiment_is_published_and_failed(
     page = bucket.Object(f"{PREFIX}{REPORT}").get()["Body"].read().decode()
     assert "worker 1 was killed" in page
     assert "Last log lines of worker 1" in page
-    assert status(table) is Status.FAILED
 
 
 def test_an_aborted_study_is_reported_as_such(
@@ -160,7 +159,6 @@ def test_a_failure_that_is_tolerated_is_named_all_the_same(
     assert (published["status"], published["failed"]) == ("COMPLETED", ["async_2workers"])
     assert "async_2workers: worker 1 was killed" in published["cause"]
     assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
-    assert status(table) is Status.COMPLETED
 
 
 def test_a_study_of_which_nothing_ran_is_published_too(
@@ -177,17 +175,16 @@ def test_a_study_of_which_nothing_ran_is_published_too(
 
 
 @pytest.mark.usefixtures("bucket")
-def test_a_long_cause_fits_the_fail_state(table: ExperimentTable, context: LambdaContext) -> None:
+def test_a_long_cause_fits_a_states_output(table: ExperimentTable, context: LambdaContext) -> None:
     for experiment in plan_only(table):
         table.settle(experiment, Verdict(Status.FAILED, "x" * 40_000))
-    assert len(call(context)["cause"]) <= 32_768
+    assert len(call(context)["cause"]) <= 30_100
 
 
 @pytest.mark.usefixtures("bucket")
 def test_publishing_twice_says_the_same(table: ExperimentTable, context: LambdaContext) -> None:
     plan_only(table)
     assert call(context) == call(context)
-    assert status(table) is Status.FAILED
 
 
 @pytest.mark.usefixtures("table")
@@ -196,10 +193,7 @@ def test_a_study_that_is_not_there_is_an_error(context: LambdaContext) -> None:
         call(context)
 
 
-def test_without_a_bucket_the_study_gets_no_terminal_status(
-    table: ExperimentTable, context: LambdaContext
-) -> None:
+def test_without_a_bucket_there_is_an_error(table: ExperimentTable, context: LambdaContext) -> None:
     plan_only(table)
     with pytest.raises(Exception, match="NoSuchBucket"):
         call(context)
-    assert status(table) is Status.RUNNING

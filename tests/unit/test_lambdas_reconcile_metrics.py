@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import boto3
@@ -403,3 +404,29 @@ def test_a_study_that_was_never_planned_has_nothing_to_reconcile(
 ) -> None:
     assert call(context) == {"experiments": 0, "backfilled": 0}
     assert table.study("study-1") is None
+
+
+def test_records_of_an_earlier_run_are_not_read_into_this_one(
+    table: ExperimentTable,
+    streams: Streams,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    aws: boto3.Session,
+) -> None:
+    """Both runs of a redriven experiment are in the streams, and number their records alike."""
+    judge_well(table, *experiments)
+    for experiment in experiments:
+        emitted = records_of(experiment)
+        began = min(record.timestamp for record in emitted)
+        aws.resource("dynamodb").Table(TABLE).update_item(
+            Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiment.name}"},
+            UpdateExpression="SET started_at = :at",
+            ExpressionAttributeValues={":at": began.isoformat()},
+        )
+        before = [r.model_copy(update={"timestamp": r.timestamp - timedelta(hours=1)}) for r in emitted]
+        table.put_records(some(emitted))
+        streams.print(f"lockstep/server/{experiment.name}", *(to_line(r) for r in [*emitted, *before]))
+    call(context)
+    for experiment in experiments:
+        stored = table.records("study-1", experiment.name)
+        assert sorted(r.timestamp for r in stored) == sorted(r.timestamp for r in records_of(experiment))
