@@ -5,7 +5,9 @@ it is.
 """
 
 import os
+import re
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +17,8 @@ from contract.table import rendezvous_sort, study_partition
 from local.cloud import Cloud
 from local.deploy import STACK
 from tests.e2e.machine import client, study_of
+
+STARTED_SERVER = re.compile(r"started ministack-ecs-\w+-server at \S+ \(pid (\d+)\)")
 
 
 def function_name(cloud: Cloud, folder: str) -> str:
@@ -74,11 +78,11 @@ def frozen_server(cloud: Cloud, log_before: str) -> Iterator[int]:
 
     `log_before`: what stood in the engine's log before anything was started that it may be.
     """
-    log, pid = Path(cloud.state, "engine.log"), 0
-    while not pid:
-        for line in log.read_text().removeprefix(log_before).splitlines():
-            if "started ministack-ecs-" in line and "-server at " in line:
-                pid = int(line.partition("(pid ")[2].partition(")")[0])
+    log, begin = Path(cloud.state, "engine.log"), time.monotonic()
+    while not (found := STARTED_SERVER.search(log.read_text().removeprefix(log_before))):
+        assert time.monotonic() - begin < 60, "no server was started"
+        time.sleep(0.005)  # it has some tenths of a second to go
+    pid = int(found[1])
     os.kill(pid, signal.SIGSTOP)
     try:
         yield pid
@@ -102,8 +106,8 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
         )
         if task["containerDefinitions"][0]["name"] == "worker"
     )
-    kept = ("family", "cpu", "memory", "networkMode", "requiresCompatibilities", "runtimePlatform")
-    kept += ("executionRoleArn", "taskRoleArn")
+    kept = ["family", "cpu", "memory", "networkMode", "requiresCompatibilities", "runtimePlatform"]
+    kept += ["executionRoleArn", "taskRoleArn"]
     (container,) = usual["containerDefinitions"]
     other = ecs.register_task_definition(
         **{name: usual[name] for name in kept}, containerDefinitions=[{**container, **changes}]
