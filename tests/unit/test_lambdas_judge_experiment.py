@@ -1,5 +1,6 @@
 """JudgeExperiment: what still runs is stopped, then the row says how the experiment ended."""
 
+import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -114,7 +115,7 @@ def test_the_last_lines_of_what_failed_are_in_the_row(
     logs, stream = aws.client("logs"), f"lockstep/worker/{failed.arn.rsplit('/')[-1]}"
     logs.create_log_group(logGroupName=LOG_GROUP)
     logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
-    line = {"timestamp": 1_790_000_000_000, "message": "no data in /data"}
+    line = {"timestamp": int(time.time() * 1000), "message": "no data in /data"}
     logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=[line])
     call(context)
     told = {task.label: task.last_lines for task in table.experiment("study-1", experiment.name).tasks}

@@ -76,11 +76,26 @@ def machine(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> str:
     return arn
 
 
+@pytest.fixture
+def reasons(aws: boto3.Session) -> Iterator[list[str]]:
+    """What StopExecution is given; moto forgets it."""
+    given: list[str] = []
+
+    def note(params: dict[str, Any], **_: Any) -> None:
+        given.append(f"{params['error']}: {params['cause']}")
+
+    aws.events.register("provide-client-params.sfn.StopExecution", note, unique_id="reasons")
+    yield given
+    aws.events.unregister("provide-client-params.sfn.StopExecution", unique_id="reasons")
+
+
 def test_deletion_stops_every_study_and_every_task_and_waits_for_them(
     machine: str,
     ecs: FakeEcs,
     cloudformation: CloudFormation,
     context: LambdaContext,
+    *,
+    reasons: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     states = boto3.client("stepfunctions")
@@ -95,9 +110,8 @@ def test_deletion_stops_every_study_and_every_task_and_waits_for_them(
     assert (answer["Status"], answer["PhysicalResourceId"]) == ("SUCCESS", "stop-studies")
     assert (answer["RequestId"], answer["LogicalResourceId"]) == ("request-1", "DeletionStudies")
     assert cloudformation.types == [""]
-    for arn in arns:
-        described = states.describe_execution(executionArn=arn)
-        assert (described["status"], described["error"]) == ("ABORTED", "StackDeleted")
+    assert {states.describe_execution(executionArn=arn)["status"] for arn in arns} == {"ABORTED"}
+    assert reasons == ["StackDeleted: the stack is being deleted"] * 2
     assert ecs.running() == []
     assert slow.status == "STOPPED"
 

@@ -1,6 +1,7 @@
 """SweepTasks: what an ended execution left running is stopped, then its rows say so; what runs is left alone."""
 
 import json
+import time
 from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +10,7 @@ import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
+from moto.stepfunctions.models import stepfunctions_backends
 
 from contract.plan import Experiment, plan
 from contract.study import parse_study
@@ -56,6 +58,9 @@ class Executions:
     def abort(self, study_id: str, **why: str) -> dict[str, Any]:
         """Stop an execution. Returns the event that EventBridge sends."""
         self._states.stop_execution(executionArn=self.arn(study_id), **why)
+        # moto forgets why.
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        execution.error, execution.cause = why.get("error"), why.get("cause")
         return {
             "source": "aws.states",
             "detail-type": "Step Functions Execution Status Change",
@@ -375,7 +380,7 @@ def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(
     logs, stream = boto3.client("logs"), f"lockstep/worker/{worker.arn.rsplit('/')[-1]}"
     logs.create_log_group(logGroupName=LOG_GROUP)
     logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
-    lines = [{"timestamp": 1_790_000_000_000, "message": "out of patience"}]
+    lines = [{"timestamp": int(time.time() * 1000), "message": "out of patience"}]
     logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=lines)
     call(executions.abort("stopped-1"), context)
     tasks = {task.label: task for task in table.experiments("stopped-1")[0].tasks}

@@ -1,6 +1,7 @@
 """What failed tasks wrote last: the end of their log streams, of the tasks nearest to the root, and not much of it."""
 
 import json
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -35,7 +36,7 @@ def written(logs: TaskLogs, aws: boto3.Session) -> Callable[..., None]:
     def write(stream: str, *lines: str) -> None:
         client.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
         for number, line in enumerate(lines):
-            event = {"timestamp": 1_790_000_000_000 + number, "message": line}
+            event = {"timestamp": int(time.time() * 1000) + number, "message": line}
             client.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=[event])  # type: ignore[list-item]  # a plain dict is one
 
     return write
@@ -121,15 +122,15 @@ def answers(aws: boto3.Session) -> Iterator[list[dict[str, Any] | str]]:
     aws.events.unregister("before-call.cloudwatch-logs.GetLogEvents", unique_id="answers")
 
 
-def test_a_log_that_cannot_be_read_says_so_and_nothing_fails(
-    logs: TaskLogs, answers: list[dict[str, Any] | str]
-) -> None:
+def test_a_log_that_cannot_be_read_says_so_and_nothing_fails(answers: list[dict[str, Any] | str]) -> None:
+    logs = TaskLogs.named(LOG_GROUP)
     answers.append("AccessDeniedException")
     (outcome,) = logs.attached([KILLED])
     assert outcome.last_lines == ("(its log could not be read: AccessDeniedException)",)
 
 
-def test_an_empty_page_may_have_more_behind_it(logs: TaskLogs, answers: list[dict[str, Any] | str]) -> None:
+def test_an_empty_page_may_have_more_behind_it(answers: list[dict[str, Any] | str]) -> None:
+    logs = TaskLogs.named(LOG_GROUP)
     line = {"timestamp": 1, "message": "at last\n"}
     answers += [{"events": [], "nextBackwardToken": "b/1"}, {"events": [line], "nextBackwardToken": "b/2"}]
     assert logs.attached([KILLED])[0].last_lines == ("at last",)
