@@ -6,6 +6,7 @@
     STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
+    OPEN                        STUDY#<study>                         a study that clean-up has not seen the end of
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -23,6 +24,9 @@ EXPIRY: Final = "expires_at"
 STUDY_SORT: Final = "STUDY"
 EXPERIMENT_PREFIX: Final = "EXPERIMENT#"
 METRIC_PREFIX: Final = "METRIC#"
+STUDY_PREFIX: Final = "STUDY#"
+OPEN_PARTITION: Final = "OPEN"
+"""What clean-up looks through, for studies whose execution has ended without a word."""
 SERVER_PREFIX: Final = "SERVER#"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
@@ -45,6 +49,9 @@ class Status(StrEnum):
     RUNNING = "RUNNING"
     """Its tasks are being started or are training."""
 
+    STOPPING = "STOPPING"
+    """Its execution has ended before it did: it starts no further task, and those that it has are being stopped."""
+
     COMPLETED = "COMPLETED"
     """Every task that it needs ended with exit code 0 and its records are there."""
 
@@ -52,7 +59,7 @@ class Status(StrEnum):
     """Its cause stands beside it; its tasks are gone."""
 
     ABORTED = "ABORTED"
-    """The execution was stopped before it could end; its tasks are gone."""
+    """The execution had ended before it did, as its cause says; its tasks are gone."""
 
 
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.ABORTED})
@@ -60,7 +67,7 @@ TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.ABORTED})
 
 def study_partition(study_id: str) -> str:
     """Partition of a study's own rows."""
-    return f"STUDY#{study_id}"
+    return f"{STUDY_PREFIX}{study_id}"
 
 
 def experiment_sort(experiment: str) -> str:

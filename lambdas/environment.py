@@ -27,21 +27,30 @@ class TableEnvironment(FunctionEnvironment):
 
 
 class ClusterEnvironment(TableEnvironment):
-    """Of functions that look after tasks."""
+    """Of functions that end tasks and tell how they ended."""
 
     cluster_arn: str
+    log_group_name: str
 
 
 class SweepEnvironment(ClusterEnvironment):
     """Of sweep_tasks."""
 
     state_machine_arn: str
+    publish_report_function: str
+    """Its ARN."""
 
 
-class ReconcileEnvironment(TableEnvironment):
+class StopEnvironment(FunctionEnvironment):
+    """Of stop_studies."""
+
+    state_machine_arn: str
+    cluster_arn: str
+
+
+class ReconcileEnvironment(ClusterEnvironment):
     """Of reconcile_metrics."""
 
-    log_group_name: str
     patience_seconds: float
     """How long rows may take to arrive through the subscription before the log streams are read."""
 

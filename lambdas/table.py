@@ -53,6 +53,8 @@ class StudyRow:
     execution: Execution
     """With empty fields in rows of before they were written down."""
     ended_at: str = ""
+    cause: str = ""
+    """Why it was aborted."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +119,7 @@ class ExperimentTable:
         ]
         if not self._put_if_absent(study):
             self._check_planned_by(execution, study_id)
+        self._put_if_absent({**_open_key(study_id), keys.EXPIRY: expires_at})
         for row in experiments:
             self._put_if_absent(row)
 
@@ -134,7 +137,17 @@ class ExperimentTable:
                 arn=str(row.get("execution_arn", "")), started_at=str(row.get("execution_started_at", ""))
             ),
             ended_at=str(row.get("ended_at", "")),
+            cause=str(row.get("cause", "")),
         )
+
+    def open_studies(self) -> list[str]:
+        """Ids of the studies that were planned and not closed, in no order that means anything."""
+        rows = self._query(keys.OPEN_PARTITION, keys.STUDY_PREFIX)
+        return [str(row[SORT_KEY]).removeprefix(keys.STUDY_PREFIX) for row in rows]
+
+    def close(self, study_id: str) -> None:
+        """Take a study from the open ones: there is nothing left of it to clean up."""
+        self._table.delete_item(Key=_open_key(study_id))
 
     def experiments(self, study_id: str) -> list[ExperimentRow]:
         """A study's experiments in the order of its plan."""
@@ -157,34 +170,44 @@ class ExperimentTable:
         error: dict[str, str] | None = None,
         warnings: Sequence[str] = (),
     ) -> None:
-        """Write an experiment's verdict and what it rests on. What ABORTED says is not overwritten."""
+        """Write an experiment's verdict and what it rests on. Clean-up's word is not overwritten."""
         self._update_unless(
             _experiment_key(experiment.study_id, experiment.name),
-            forbidden={Status.ABORTED},
+            forbidden={Status.STOPPING, Status.ABORTED},
             status=verdict.status,
             cause=verdict.cause,
-            tasks=json.dumps([task.model_dump(mode="json") for task in tasks]),
+            tasks=_stored(tasks),
             error=json.dumps(error),
             warnings=list(warnings),
             ended_at=now(),
         )
 
-    def abort(self, experiment: Experiment, cause: str) -> None:
-        """Mark an experiment that has no verdict as ABORTED: it starts no task from now on."""
+    def begin_stop(self, experiment: Experiment) -> None:
+        """Mark an experiment that has no verdict as STOPPING: it starts no task from now on, and gets no verdict."""
+        self._update_unless(
+            _experiment_key(experiment.study_id, experiment.name),
+            forbidden=keys.TERMINAL,
+            status=Status.STOPPING,
+        )
+
+    def abort(self, experiment: Experiment, cause: str, tasks: Sequence[TaskOutcome] = ()) -> None:
+        """Write that an experiment without a verdict was ABORTED, and how its tasks ended, of which none is left."""
         self._update_unless(
             _experiment_key(experiment.study_id, experiment.name),
             forbidden=keys.TERMINAL,
             status=Status.ABORTED,
             cause=cause,
+            tasks=_stored(tasks),
             ended_at=now(),
         )
 
-    def end_study(self, study_id: str, status: Status) -> None:
-        """Write how a study ended, unless it is written already."""
-        self._update_unless(
+    def end_study(self, study_id: str, status: Status, cause: str = "") -> bool:
+        """Write how a study ended, unless it is written already; returns whether it was written."""
+        return self._update_unless(
             _study_key(study_id),
             forbidden=keys.TERMINAL,
             status=status,
+            cause=cause,
             ended_at=now(),
         )
 
@@ -263,8 +286,8 @@ class ExperimentTable:
 
     def _update_unless(
         self, key: dict[str, str], *, forbidden: Iterable[Status], **attributes: object
-    ) -> None:
-        """Set attributes unless the row's status is one of `forbidden` or there is no such row.
+    ) -> bool:
+        """Set attributes unless the row's status is one of `forbidden` or there is no such row; returns whether it did.
 
         What is written of its end first stays: a verdict may be reconsidered, the end was when it was.
         """
@@ -285,6 +308,8 @@ class ExperimentTable:
         except ClientError as error:
             if not _is_failed_condition(error):
                 raise
+            return False
+        return True
 
     def _remove(self, partition: str, prefix: str) -> None:
         with self._table.batch_writer() as batch:
@@ -322,6 +347,10 @@ def _study_key(study_id: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT}
 
 
+def _open_key(study_id: str) -> dict[str, str]:
+    return {PARTITION_KEY: keys.OPEN_PARTITION, SORT_KEY: keys.study_partition(study_id)}
+
+
 def _experiment_key(study_id: str, name: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
 
@@ -337,6 +366,11 @@ def _experiment_row(row: dict[str, Any]) -> ExperimentRow:
         tasks=[TaskOutcome.model_validate(task) for task in json.loads(row.get("tasks", "[]"))],
         warnings=row.get("warnings", ()),
     )
+
+
+def _stored(tasks: Iterable[TaskOutcome]) -> str:
+    """In UTF-8 as it is: a row has 400 KB, and escapes would take up to six times the room."""
+    return json.dumps([task.model_dump(mode="json") for task in tasks], ensure_ascii=False)
 
 
 def _record_fields(row: dict[str, Any]) -> dict[str, Any]:

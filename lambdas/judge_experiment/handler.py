@@ -11,6 +11,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from lambdas.environment import ClusterEnvironment
 from lambdas.table import ExperimentTable
+from lambdas.task_logs import TaskLogs
 from lambdas.tasks import TaskList
 from lambdas.verdict import judge, of_this_run
 
@@ -30,7 +31,9 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:  #
         experiment.task_group, "Lockstep: the experiment has ended"
     )
     outcomes = of_this_run(of_its_group, row.started_at)
-    verdict = judge(experiment, outcomes, table.records(study_id, name), error)
-    table.settle(experiment, verdict, tasks=outcomes, error=error)
+    records = table.records(study_id, name)
+    verdict = judge(experiment, outcomes, records, error)
+    tasks = TaskLogs.named(environment.log_group_name).attached(outcomes, records)
+    table.settle(experiment, verdict, tasks=tasks, error=error)
     logger.info("judged", status=verdict.status, cause=verdict.cause)
     return {"name": name, "status": verdict.status}

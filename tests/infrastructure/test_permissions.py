@@ -13,7 +13,13 @@ OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
     "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query"},
-    "judge_experiment": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", *TASKS},
+    "judge_experiment": {
+        "dynamodb:GetItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "logs:GetLogEvents",
+        *TASKS,
+    },
     "ingest_metrics": {"dynamodb:BatchWriteItem"},
     "reconcile_metrics": {
         "dynamodb:GetItem",
@@ -21,6 +27,8 @@ FUNCTION_ACTIONS = {
         "dynamodb:UpdateItem",
         "dynamodb:BatchWriteItem",
         "logs:FilterLogEvents",
+        "logs:GetLogEvents",
+        *TASKS,
     },
     "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "s3:PutObject"},
     "conclude_study": {
@@ -30,7 +38,17 @@ FUNCTION_ACTIONS = {
         "s3:ListBucket",
         "s3:DeleteObject",
     },
-    "sweep_tasks": {"dynamodb:Query", "dynamodb:UpdateItem", "states:DescribeExecution", *TASKS},
+    "sweep_tasks": {
+        "dynamodb:GetItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "dynamodb:DeleteItem",
+        "states:DescribeExecution",
+        "logs:GetLogEvents",
+        "lambda:InvokeFunction",
+        *TASKS,
+    },
+    "stop_studies": {"states:ListExecutions", "states:StopExecution", *TASKS},
 }
 ECS_SYNC = {
     "ecs:RunTask",
@@ -93,8 +111,7 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
                 everywhere.append((tuple(actions_of(statement)), "Condition" in statement))
     assert sorted(everywhere) == [
         (("ecr:GetAuthorizationToken",), False),
-        (("ecs:ListTasks",), True),
-        (("ecs:ListTasks",), True),
+        *[(("ecs:ListTasks",), True)] * 4,
     ]
     for role in assembly.resources("AWS::IAM::Role").values():
         assert "ManagedPolicyArns" not in role["Properties"]
@@ -105,6 +122,41 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
 def test_a_function_may_do_what_its_code_does(assembly: Assembly, name: str) -> None:
     function = assembly.functions()[name]
     assert allowed(assembly, function["Role"]) == OWN_LOGS | FUNCTION_ACTIONS[name]
+
+
+def test_clean_up_may_call_the_report_and_read_the_tasks_logs_alone(assembly: Assembly) -> None:
+    resources = assembly.template["Resources"]
+    statements = {
+        action: statement
+        for statement in assembly.statements(assembly.functions()["sweep_tasks"]["Role"])
+        for action in actions_of(statement)
+    }
+    called, version = statements["lambda:InvokeFunction"]["Resource"]
+    function = called["Fn::GetAtt"][0]
+    assert resources[function]["Properties"]["Handler"] == "lambdas.publish_report.handler.handler"
+    assert version == {"Fn::Join": ["", [called, ":*"]]}
+    read = statements["logs:GetLogEvents"]["Resource"]["Fn::GetAtt"][0]
+    definitions = assembly.resources("AWS::ECS::TaskDefinition").values()
+    assert {
+        definition["Properties"]["ContainerDefinitions"][0]["LogConfiguration"]["Options"]["awslogs-group"][
+            "Ref"
+        ]
+        for definition in definitions
+    } == {read}
+
+
+def test_deletion_may_stop_the_executions_of_its_state_machine_alone(assembly: Assembly) -> None:
+    machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
+    statements = {
+        action: statement["Resource"]
+        for statement in assembly.statements(assembly.functions()["stop_studies"]["Role"])
+        for action in actions_of(statement)
+    }
+    assert statements["states:ListExecutions"] == {"Ref": machine}
+    stopped = json.dumps(statements["states:StopExecution"])
+    assert machine in stopped
+    assert ":execution:" in stopped
+    assert stopped.count(":*") == 1
 
 
 def test_every_function_is_accounted_for(assembly: Assembly) -> None:
