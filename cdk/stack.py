@@ -8,11 +8,15 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
+from cdk.alarms import Alarms
+from cdk.dashboard import Dashboard
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.settings import Settings
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
+from cdk.undelivered import Undelivered
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
 from contract import table as keys
@@ -22,15 +26,17 @@ from contract.results import DATASETS, STUDIES
 class LockstepStack(cdk.Stack):
     """Everything of Lockstep in one AWS account and region."""
 
-    def __init__(self, scope: Construct, construct_id: str, **kwargs: Any) -> None:
+    def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, **kwargs: Any) -> None:
         super().__init__(scope, construct_id, **kwargs)
+        self._settings = settings
         self._on_aws = self._condition()
         self.functions = Functions(self, "Functions", on_aws=self._on_aws)
-        self.network = Network(self, "Network", on_aws=self._on_aws)
+        self.network = Network(self, "Network", settings=settings, on_aws=self._on_aws)
         self.storage = Storage(self, "Storage")
         self.training = Training(
             self,
             "Training",
+            settings=settings,
             vpc=self.network.vpc,
             checkpoint_location=self.storage.checkpoint_location,
         )
@@ -40,8 +46,9 @@ class LockstepStack(cdk.Stack):
             "Workflow",
             training=self.training,
             table=self.storage.table,
-            subnets=self.network.vpc.public_subnets,
+            subnets=self.network.subnets,
             security_group=self.network.task_security_group,
+            assign_public_ip=self.network.assign_public_ip,
             functions={
                 "PlanStudyFunction": plan,
                 "JudgeExperimentFunction": judge,
@@ -54,6 +61,7 @@ class LockstepStack(cdk.Stack):
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
         self._let_servers_keep_checkpoints()
+        self._let_people_watch()
         self._add_outputs()
 
     def _condition(self) -> cdk.CfnCondition:
@@ -73,7 +81,7 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(),
+            environment=self._environment(CPU_ARCHITECTURE=self._settings.cpu_architecture),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
@@ -129,7 +137,7 @@ class LockstepStack(cdk.Stack):
         ingest = self.functions.function(
             "ingest_metrics",
             description="Turn metric lines of the training tasks into rows",
-            environment=self._environment(),
+            environment=self._environment(STACK_NAME=self.stack_name),
             timeout_seconds=60,
         )
         self.storage.table.grant(ingest, "dynamodb:BatchWriteItem")
@@ -143,6 +151,7 @@ class LockstepStack(cdk.Stack):
             environment=self._environment(
                 CLUSTER_ARN=self.training.cluster.cluster_arn,
                 STATE_MACHINE_ARN=state_machine.state_machine_arn,
+                STACK_NAME=self.stack_name,
             ),
             timeout_seconds=240,
         )
@@ -150,6 +159,30 @@ class LockstepStack(cdk.Stack):
         self._grant_task_control(sweep)
         state_machine.grant_execution(sweep, "states:DescribeExecution")
         Watching(self, "Watching", state_machine=state_machine, sweep_function=sweep)
+
+    def _let_people_watch(self) -> None:
+        """Dashboard and alarms; and what functions gave up that no state waits for."""
+        undelivered = Undelivered(self, "Undelivered")
+        for name in ("ingest_metrics", "sweep_tasks"):
+            undelivered.keep_failures_of(self.functions.by_name[name])
+        state_machine, functions = self.workflow.state_machine, self.functions.by_name
+        alarms = Alarms(
+            self,
+            "Alarms",
+            state_machine=state_machine,
+            functions=functions,
+            undelivered=undelivered.queue,
+            email=self._settings.alarm_email,
+        )
+        Dashboard(
+            self,
+            "Dashboard",
+            cluster=self.training.cluster,
+            state_machine=state_machine,
+            functions=functions,
+            undelivered=undelivered.queue,
+            alarms=alarms.all,
+        )
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""

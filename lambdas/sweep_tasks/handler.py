@@ -13,7 +13,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.plan import study_of_group
 from contract.table import Status
+from contract.watching import TASKS_SWEPT
 from lambdas.environment import SweepEnvironment
+from lambdas.metrics import emit
 from lambdas.table import ExperimentTable
 from lambdas.tasks import Task, TaskList
 
@@ -42,6 +44,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
         except Exception as error:
             logger.exception("not swept", study_id=study_id)
             failures.append(error)
+    if swept:  # a number that is sent costs for its hour, one that is not counts as 0
+        emit(environment.stack_name, [(TASKS_SWEPT, float(swept))])
     if failures:
         studies = "study" if len(failures) == 1 else "studies"
         raise ExceptionGroup(f"{len(failures)} {studies} could not be swept", failures)
