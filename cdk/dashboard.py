@@ -103,9 +103,8 @@ class Dashboard(Construct):
         stack = cdk.Stack.of(self).stack_name
         dimensions = ",".join((NAMESPACE, STACK_DIMENSION, STUDY_DIMENSION, EXPERIMENT_DIMENSION))
         wanted = f'{{{dimensions}}} MetricName="{metric.name}" {STACK_DIMENSION}="{stack}"'
-        search = cloudwatch.MathExpression(
+        search = cloudwatch.SearchExpression(
             expression=f"SEARCH('{wanted}', '{statistic}', 60)",
-            using_metrics={},
             label="",  # each line is named by its study and experiment
             period=MINUTE,
         )
