@@ -15,7 +15,7 @@ from contract.table import Status
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
-from tests.unit.conftest import EXECUTION
+from tests.unit.conftest import EXECUTION, STACK
 from tests.unit.fake_ecs import FakeEcs, FakeTask
 
 DOCUMENT = {"matrix": {"workers": [2]}}
@@ -243,3 +243,20 @@ def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) ->
     ecs.add(FakeTask("family:somebody", "server"), FakeTask("", "server"))
     assert call(SCHEDULED, context) == {"swept": 0}
     assert len(ecs.running()) == 2
+
+
+def test_swept_tasks_are_counted_where_there_were_any(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A number that is not sent costs nothing."""
+    (one, _) = planned(table, "stopped-1")
+    ecs.add(*tasks_of(one))
+    call(SCHEDULED, context)
+    (counted,) = (line for line in map(json.loads, capsys.readouterr().out.splitlines()) if "_aws" in line)
+    assert (counted["stack"], counted["TasksSwept"]) == (STACK, [3.0])
+    call(SCHEDULED, context)
+    assert "_aws" not in capsys.readouterr().out
