@@ -245,10 +245,10 @@ def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) ->
     assert len(ecs.running()) == 2
 
 
+@pytest.mark.usefixtures("executions")
 def test_swept_tasks_are_counted_where_there_were_any(
     table: ExperimentTable,
     ecs: FakeEcs,
-    executions: Executions,
     context: LambdaContext,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
