@@ -8,6 +8,7 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
+from cdk.acknowledgements import acknowledge_wildcards
 from cdk.alarms import Alarms
 from cdk.dashboard import Dashboard
 from cdk.functions import Functions
@@ -62,6 +63,7 @@ class LockstepStack(cdk.Stack):
         self._let_workers_read_datasets()
         self._let_servers_keep_checkpoints()
         self._let_people_watch()
+        self._answer_for_wildcards()
         self._add_outputs()
 
     def _condition(self) -> cdk.CfnCondition:
@@ -226,6 +228,32 @@ class LockstepStack(cdk.Stack):
                 actions=["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
                 resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")],
             )
+        )
+
+    def _answer_for_wildcards(self) -> None:
+        """Why grants end in *; the tests list those that are on everything."""
+        bucket, machine = self.storage.bucket, self.workflow.state_machine
+        colon = cdk.ArnFormat.COLON_RESOURCE_NAME
+        name = cdk.Arn.split(machine.state_machine_arn, colon).resource_name
+        executions = self.format_arn(
+            service="states",
+            resource="execution",
+            resource_name=f"{name}:*",
+            arn_format=colon,
+        )
+        acknowledge_wildcards(
+            self,
+            {
+                "*": "X-Ray, delivery of logs and ECR's login know no resource; nor ListTasks, which a condition binds",
+                cluster_tasks(
+                    self.training.cluster
+                ): "ECS names tasks; they are those of the stack's one cluster",
+                executions: "users name executions; they are those of the stack's one state machine",
+                **{
+                    bucket.arn_for_objects(f"{prefix}/*"): f"objects below {prefix}/ are named by studies"
+                    for prefix in (STUDIES, CHECKPOINTS, DATASETS)
+                },
+            },
         )
 
     def _grant_task_control(self, function: lambda_.Function) -> None:
