@@ -11,6 +11,7 @@ from cdk import EMBEDDED_CLOUD
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.planning import let_it_ask, planning_environment
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
 from cdk.watching import Watching
@@ -73,10 +74,12 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(),
+            environment=self._environment(**planning_environment(self.node, self._on_aws)),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
+        let_it_ask(self, plan, self._on_aws)
+        self._plan_function = plan
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
@@ -222,6 +225,7 @@ class LockstepStack(cdk.Stack):
             "BucketName": self.storage.bucket.bucket_name,
             "ClusterArn": self.training.cluster.cluster_arn,
             "LogGroupName": self.training.log_group.log_group_name,
+            "PlanFunctionName": self._plan_function.function_name,
             "StartCommand": f"aws stepfunctions start-execution --state-machine-arn {state_machine_arn} --input '{{}}'",
         }.items():
             cdk.CfnOutput(self, name, value=value)

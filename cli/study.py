@@ -59,6 +59,8 @@ class Ended:
     status: str
     error: str
     cause: str
+    output: str = ""
+    """JSON, of one that succeeded."""
 
 
 def start(deployment: Deployment, document: dict[str, Any], study: Study) -> Execution:
@@ -108,7 +110,12 @@ def watch(
                 ended[name] = experiments[-1]
         if described["status"] == "RUNNING":
             return experiments, None
-        return experiments, Ended(described["status"], described.get("error", ""), described.get("cause", ""))
+        return experiments, Ended(
+            described["status"],
+            described.get("error", ""),
+            described.get("cause", ""),
+            described.get("output", ""),
+        )
 
     while True:
         seen, end = patiently(look)

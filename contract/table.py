@@ -6,6 +6,7 @@
     STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
+    MEASURED#<fingerprint>      LAST                                  what the last experiment with such settings took
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -23,6 +24,7 @@ EXPIRY: Final = "expires_at"
 STUDY_SORT: Final = "STUDY"
 EXPERIMENT_PREFIX: Final = "EXPERIMENT#"
 METRIC_PREFIX: Final = "METRIC#"
+MEASURED_SORT: Final = "LAST"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
 """Attribute of a rendezvous row."""
@@ -89,6 +91,11 @@ def server_partition(study_id: str, experiment: str) -> str:
 def metrics_partition(study_id: str, experiment: str) -> str:
     """Partition of an experiment's metric rows: writes of many experiments spread over partitions."""
     return f"EXPERIMENT#{study_id}/{experiment}"
+
+
+def measured_partition(fingerprint: str) -> str:
+    """Partition of the row that says what the last experiment with these settings took, whatever its study."""
+    return f"MEASURED#{fingerprint}"
 
 
 def emitter_prefix(role: str, rank: int) -> str:

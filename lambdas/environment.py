@@ -4,9 +4,17 @@ Read by handlers at cold start; knows no AWS SDK.
 """
 
 import os
-from typing import Self
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from contract.forecast import Terms
+from contract.prices import US_EAST_1, Architecture, overridden
+
+
+def _given(value: str) -> str | None:
+    """A variable that is there, and empty, says nothing."""
+    return value or None
 
 
 class FunctionEnvironment(BaseModel):
@@ -24,6 +32,27 @@ class TableEnvironment(FunctionEnvironment):
     """Of functions that work on the table alone."""
 
     table_name: str
+
+
+class PlanEnvironment(TableEnvironment):
+    """Of plan_study."""
+
+    embedded_cloud: bool
+    vcpu_quota: Annotated[float | None, BeforeValidator(_given)]
+    """In place of what Service Quotas says; empty: ask it."""
+    prices: str
+    """JSON of the prices that differ from the table's; empty: none."""
+    cpu_architecture: Architecture
+    aws_region: str = ""
+    """Lambda sets it."""
+
+    @property
+    def terms(self) -> Terms:
+        """Where studies run, and at what prices. Raises PricesRefused: the deployment is at fault."""
+        prices = overridden(US_EAST_1, self.prices)
+        if self.embedded_cloud:
+            return Terms.embedded(prices, self.cpu_architecture)
+        return Terms.on_aws(prices, self.cpu_architecture, self.aws_region)
 
 
 class ClusterEnvironment(TableEnvironment):

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import boto3
 from boto3.dynamodb.conditions import Key
 from botocore.exceptions import ClientError
+from pydantic import ValidationError
 
 from contract import table as keys
 from contract.errors import StudyRefused
+from contract.forecast import Forecast
+from contract.history import Measured
 from contract.metrics import MetricRecord, from_mapping, to_mapping
 from contract.plan import Experiment
 from contract.table import PARTITION_KEY, SORT_KEY, Status
@@ -50,6 +53,8 @@ class StudyRow:
     execution: Execution
     """With empty fields in rows of before they were written down."""
     ended_at: str = ""
+    forecast: Forecast | None = None
+    """What was expected of it; None where that was not written, or by another version."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,12 @@ class ExperimentTable:
         return cls((session or boto3).resource("dynamodb").Table(table_name))
 
     def put_plan(
-        self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment], execution: Execution
+        self,
+        study_id: str,
+        document: dict[str, Any],
+        plan: Iterable[Experiment],
+        execution: Execution,
+        forecast: Forecast | None = None,
     ) -> None:
         """Write a study and its PLANNED experiments; rows that are there already stay as they are.
 
@@ -100,6 +110,7 @@ class ExperimentTable:
             "execution_arn": execution.arn,
             "execution_started_at": execution.started_at,
             keys.EXPIRY: expires_at,
+            **({"forecast": forecast.model_dump_json()} if forecast else {}),
         }
         experiments: list[dict[str, Any]] = [
             {
@@ -131,6 +142,7 @@ class ExperimentTable:
                 arn=str(row.get("execution_arn", "")), started_at=str(row.get("execution_started_at", ""))
             ),
             ended_at=str(row.get("ended_at", "")),
+            forecast=_forecast(row),
         )
 
     def experiments(self, study_id: str) -> list[ExperimentRow]:
@@ -184,6 +196,20 @@ class ExperimentTable:
             status=status,
             ended_at=now(),
         )
+
+    def remember(self, fingerprint: str, measured: Measured) -> None:
+        """Keep what an experiment took, in place of what the last one like it did."""
+        self._table.update_item(
+            Key=_measured_key(fingerprint),
+            UpdateExpression="SET measured = :measured, #expiry = :expiry",
+            ExpressionAttributeNames={"#expiry": keys.EXPIRY},
+            ExpressionAttributeValues={":measured": measured.model_dump_json(), ":expiry": _expiry()},
+        )
+
+    def measured(self, fingerprint: str) -> Measured | None:
+        """What the last experiment took that completed with these settings, or None."""
+        row = self._table.get_item(Key=_measured_key(fingerprint)).get("Item")
+        return Measured.model_validate_json(str(row["measured"])) if row else None
 
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
@@ -285,6 +311,18 @@ def _study_key(study_id: str) -> dict[str, str]:
 
 def _experiment_key(study_id: str, name: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
+
+
+def _forecast(row: dict[str, Any]) -> Forecast | None:
+    """Rows live longer than versions: an estimate that is not to be read must not take the study along."""
+    try:
+        return Forecast.model_validate_json(row["forecast"])
+    except (KeyError, ValidationError):
+        return None
+
+
+def _measured_key(fingerprint: str) -> dict[str, str]:
+    return {PARTITION_KEY: keys.measured_partition(fingerprint), SORT_KEY: keys.MEASURED_SORT}
 
 
 def _experiment_row(row: dict[str, Any]) -> ExperimentRow:

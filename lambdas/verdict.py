@@ -36,6 +36,8 @@ class TaskOutcome(BaseModel):
     """None where no process ever ended: the task did not start."""
     stop_code: str = ""
     stopped_reason: str = ""
+    started_at: str = ""
+    """From when AWS bills it: the pull of its image; empty where it did not come so far."""
     stopped_at: str = ""
 
     @property

@@ -1,19 +1,23 @@
 """PlanStudy: a study document in, the items of the RunExperiments Map out.
 
 Runs as the first state. Knows nothing of ECS; starts nothing. Idempotent: rows that are there stay,
-and those of another execution of the same name are not taken over.
+and those of another execution of the same name are not taken over. A dry run leaves no row.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.errors import StudyRefused
-from contract.plan import plan
-from contract.study import parse_study
-from lambdas.environment import TableEnvironment
+from contract.forecast import Forecast, forecast
+from contract.history import fingerprint
+from contract.plan import Experiment, plan
+from contract.study import Study, parse_study
+from lambdas.environment import PlanEnvironment
 from lambdas.plan_study.launch import launch_items
+from lambdas.plan_study.quotas import read_quotas
 from lambdas.table import Execution, ExperimentTable
 
 logger = Logger(service="plan_study")
@@ -21,7 +25,10 @@ logger = Logger(service="plan_study")
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
-    """Plan one study, or refuse it: then `refusal` names every problem and nothing was written."""
+    """Plan one study, or refuse it: then `refusal` names every problem and nothing was written.
+
+    Of a dry run the answer holds `plan`, a Forecast, with what would have been refused among its problems.
+    """
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
     execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
@@ -29,14 +36,44 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         study = parse_study(event["study"])
         experiments = plan(study, study_id)
         items = launch_items(experiments)
-        table = ExperimentTable.named(TableEnvironment.read().table_name)
-        table.put_plan(study_id, event["study"], experiments, execution)
+        environment = PlanEnvironment.read()
+        table = ExperimentTable.named(environment.table_name)
+        if study.dry_run:
+            expected = _forecast(study, experiments, environment, table)
+            logger.info("planned", experiments=len(experiments), dry_run=True)
+            return {"refusal": "", "experiments": [], "plan": expected.model_dump(mode="json")}
+        expected = _planned_before(table, study_id, execution) or _forecast(
+            study, experiments, environment, table
+        )
+        if expected.problems:
+            raise StudyRefused(expected.problems)
+        table.put_plan(study_id, event["study"], experiments, execution, expected)
     except StudyRefused as refusal:
         logger.info("refused", problems=refusal.problems)
         return {"refusal": str(refusal), "experiments": []}
-    logger.info("planned", experiments=len(experiments))
+    logger.info("planned", experiments=len(experiments), usd=expected.total_usd, notes=expected.notes)
     return {
         "refusal": "",
         "experiments": items,
-        "max_parallel_experiments": study.max_parallel_experiments,
+        "max_parallel_experiments": expected.max_parallel_experiments,
     }
+
+
+def _planned_before(table: ExperimentTable, study_id: str, execution: Execution) -> Forecast | None:
+    """What an earlier call of the same execution has planned: the state is retried where its answer was lost."""
+    row = table.study(study_id)
+    return row.forecast if row is not None and row.execution == execution else None
+
+
+def _forecast(
+    study: Study, experiments: Sequence[Experiment], environment: PlanEnvironment, table: ExperimentTable
+) -> Forecast:
+    terms = environment.terms
+    quotas, notes = read_quotas(fixed_vcpus=environment.vcpu_quota, spot=study.worker.spot)
+    history = {
+        each.name: measured
+        for each in experiments
+        if each.compute.mode == "real"
+        and (measured := table.measured(fingerprint(each, terms.architecture))) is not None
+    }
+    return forecast(study, experiments, terms, quotas=quotas, history=history, notes=notes)

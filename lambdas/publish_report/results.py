@@ -15,11 +15,13 @@ from contract.checkpoint import Checkpointing
 from contract.compute import Compute
 from contract.exchange import Exchange
 from contract.faults import Faults, OnWorkerLoss
+from contract.forecast import Forecast
 from contract.metrics import MetricRecord, Role
 from contract.network import Network
 from contract.plan import Experiment
 from contract.table import Status
 from contract.training import Training
+from lambdas.verdict import TaskOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,8 @@ class ExperimentOutcome:
     """Why it did not complete; empty where it did, or where nobody knows."""
     records: Sequence[MetricRecord] = ()
     """In any order, any of them missing or there several times."""
+    tasks: Sequence[TaskOutcome] = ()
+    """How its tasks ended, as far as ECS remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +52,8 @@ class StudyOutcome:
     warnings: Sequence[str] = ()
     experiments: Sequence[ExperimentOutcome] = ()
     """In the order of the plan."""
+    forecast: Forecast | None = None
+    """What was expected of it; None of studies from before there were estimates."""
 
 
 class Shape(BaseModel):

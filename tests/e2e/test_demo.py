@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from contract.draws import draw_seconds
 from contract.study import parse_study
-from runtime.compute import draw_seconds
 from tests.e2e.machine import ROOT, lockstep
 
 EXPERIMENTS = [f"{mode}_{n}worker{'s' * (n > 1)}" for n in (1, 2, 4) for mode in ("sync", "async")]
