@@ -5,6 +5,7 @@ Pure; US dollars. Nothing here asks AWS: a plan is priced without credentials, a
 
 import json
 from collections.abc import Mapping
+from math import floor, log10
 from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -122,11 +123,7 @@ def _merged(table: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
 
 
 def dollars(amount: float) -> str:
-    """An amount as people read it: $12.30, $0.041, $0.00072."""
-    return (
-        f"${amount:,.2f}"
-        if amount >= 1 or amount == 0
-        else f"${amount:.2g}"
-        if amount < 0.1
-        else f"${amount:.3f}"
-    )
+    """An amount as people read it: $12.30, $0.412, $0.00072."""
+    if amount >= 1 or amount <= 0:
+        return f"${amount:,.2f}"
+    return f"${amount:.{max(3, 1 - floor(log10(amount)))}f}"

@@ -176,5 +176,6 @@ def _caption(plan: Forecast) -> str:
     return (
         f"{where} {'at' if plan.hypothetical else 'of'} Fargate's {processors} prices of {plan.prices.region},"
         f" {plan.prices.date}: vCPUs, memory and public addresses, at least a minute of each task. With"
-        f" functions, state transitions, logs and table the plan came to {dollars(plan.total_usd)}: {plan.cost.breakdown()}."
+        f" functions, state transitions, logs and table the plan came to {dollars(plan.total_usd)}: "
+        f"{plan.cost.breakdown()}."
     )

@@ -10,9 +10,18 @@ from contract.table import SERVER_TOKEN, metrics_partition, server_partition, st
 from tests.infrastructure.conftest import Assembly, actions_of
 
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
+QUOTAS = (
+    "servicequotas:GetServiceQuota",
+    "servicequotas:GetAWSDefaultServiceQuota",
+    "cloudwatch:GetMetricStatistics",
+)
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem"},
+    "plan_study": {
+        "dynamodb:PutItem",
+        "dynamodb:GetItem",
+        *QUOTAS,
+    },
     "judge_experiment": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", *TASKS},
     "ingest_metrics": {"dynamodb:BatchWriteItem"},
     "reconcile_metrics": {
@@ -77,6 +86,7 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
             if statement["Resource"] == "*":
                 everywhere.append((tuple(actions_of(statement)), "Condition" in statement))
     assert sorted(everywhere) == [
+        (QUOTAS, False),
         (("ecr:GetAuthorizationToken",), False),
         (("ecs:ListTasks",), True),
         (("ecs:ListTasks",), True),

@@ -13,7 +13,7 @@ from contract.metrics import FILTER_PATTERN
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
 from contract.task import SERVER_PORT, TaskEnvironment
 from lambdas.environment import FunctionEnvironment
-from tests.infrastructure.conftest import Assembly
+from tests.infrastructure.conftest import Assembly, actions_of
 
 OTHERS_VARIABLES = {"POWERTOOLS_LOG_LEVEL", "MPLCONFIGDIR"}
 """What a function is told that libraries read, not our own code."""
@@ -36,6 +36,7 @@ def test_the_outputs_are_those_that_users_and_the_command_line_read(assembly: As
         "BucketName",
         "ClusterArn",
         "LogGroupName",
+        "PlanFunctionName",
         "StartCommand",
     }
     machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
@@ -67,13 +68,14 @@ def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly:
         assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
 
 
-def test_layers_and_the_guard_of_the_ports_alone_are_for_aws_alone(assembly: Assembly) -> None:
+def test_layers_the_guard_of_the_ports_and_asking_for_quotas_are_for_aws_alone(assembly: Assembly) -> None:
     conditional = {
         r["Type"]: r["Condition"] for r in assembly.template["Resources"].values() if "Condition" in r
     }
     assert conditional == {
         "AWS::Lambda::LayerVersion": "OnAws",
         "AWS::EC2::SecurityGroupIngress": "OnAws",
+        "AWS::IAM::Policy": "OnAws",
     }
     layers = assembly.resources("AWS::Lambda::LayerVersion")
     for name, function in assembly.functions().items():
@@ -163,6 +165,23 @@ def test_records_are_awaited_for_as_long_as_a_subscription_may_take(assembly: As
     on_aws, embedded = reconcile["Environment"]["Variables"]["PATIENCE_SECONDS"]["Fn::If"][1:]
     assert 180 <= float(on_aws) < reconcile["Timeout"] / 2
     assert float(embedded) <= 10
+
+
+def test_planning_asks_for_quotas_on_aws_and_has_a_fixed_one_elsewhere(assembly: Assembly) -> None:
+    variables = assembly.functions()["plan_study"]["Environment"]["Variables"]
+    assert variables["VCPU_QUOTA"] == {"Fn::If": ["OnAws", "", "128"]}
+    assert variables["EMBEDDED_CLOUD"] == {"Fn::If": ["OnAws", "false", "true"]}
+    assert (variables["PRICES"], variables["CPU_ARCHITECTURE"]) == ("", "x86_64")
+    (policy,) = (p for p in assembly.resources("AWS::IAM::Policy").values() if "Condition" in p)
+    (statement,) = policy["Properties"]["PolicyDocument"]["Statement"]
+    assert set(actions_of(statement)) == {
+        "servicequotas:GetServiceQuota",
+        "servicequotas:GetAWSDefaultServiceQuota",
+        "cloudwatch:GetMetricStatistics",
+    }
+    assert policy["Properties"]["Roles"] == [
+        {"Ref": assembly.functions()["plan_study"]["Role"]["Fn::GetAtt"][0]}
+    ]
 
 
 def test_a_function_ends_before_its_state_gives_up(assembly: Assembly, machine: dict[str, Any]) -> None:

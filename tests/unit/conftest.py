@@ -45,6 +45,10 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
+    monkeypatch.setenv("EMBEDDED_CLOUD", "false")
+    monkeypatch.setenv("VCPU_QUOTA", "64")
+    monkeypatch.setenv("PRICES", "")
+    monkeypatch.setenv("CPU_ARCHITECTURE", "x86_64")
     with mock_aws(config={"core": {"reset_boto3_session": False}}):
         yield session
 

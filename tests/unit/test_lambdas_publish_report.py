@@ -7,13 +7,15 @@ import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.forecast import Terms, forecast
+from contract.history import fingerprint
 from contract.plan import Experiment, plan
 from contract.results import REPORT, STUDY_JSON, SUMMARY_CSV, SUMMARY_TEXT, experiment_file, study_prefix
 from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.handler import handler
 from lambdas.table import ExperimentTable
-from lambdas.verdict import Verdict
+from lambdas.verdict import TaskOutcome, Verdict
 from tests.unit.conftest import BUCKET, EXECUTION
 from tests.unit.report_fixtures import failed_outcome, records_of
 
@@ -150,6 +152,30 @@ def test_publishing_twice_says_the_same(table: ExperimentTable, context: LambdaC
     plan_only(table)
     assert call(context) == call(context)
     assert status(table) is Status.FAILED
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_completed_experiments_with_real_compute_took_is_kept_for_the_next(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    document = {"matrix": {"workers": [2]}, "training": {"epochs": 3}, "tolerated_failures": 1}
+    study = parse_study(document)
+    completed, failed = experiments = plan(study, "study-1")
+    table.put_plan("study-1", document, experiments, EXECUTION, forecast(study, experiments, Terms.on_aws()))
+    times = {"started_at": "2026-03-01T12:00:00+00:00", "stopped_at": "2026-03-01T12:01:40+00:00"}
+    tasks = [
+        TaskOutcome(role=role, rank=rank, exit_code=0, **times)
+        for role, rank in (("server", 0), ("worker", 0), ("worker", 1))
+    ]
+    table.put_records(records_of(completed))
+    table.settle(completed, Verdict(Status.COMPLETED), tasks=tasks)
+    table.settle(failed, Verdict(Status.FAILED, "worker 1 was killed"), tasks=tasks)
+
+    assert call(context)["status"] == "COMPLETED"
+    kept = table.measured(fingerprint(completed, "x86_64"))
+    assert kept is not None
+    assert (kept.study_id, kept.experiment, kept.server_seconds) == ("study-1", completed.name, 100)
+    assert table.measured(fingerprint(failed, "x86_64")) is None
 
 
 @pytest.mark.usefixtures("table")
