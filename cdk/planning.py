@@ -1,15 +1,11 @@
-"""Planning: what plan_study is told of the deployment, and what it may ask AWS.
-
-Context `prices` (JSON of prices that differ from the table's), `vcpu_quota` (in place of what Service Quotas says) and
-`cpu_architecture` (of the tasks) override; a mistake in them is told at synthesis.
-"""
+"""Planning: what plan_study is told of the deployment, and what it may ask AWS."""
 
 import json
 
 import aws_cdk as cdk
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
-from constructs import Construct, Node
+from constructs import Construct
 
 from contract.prices import US_EAST_1, overridden
 
@@ -17,10 +13,20 @@ EMBEDDED_VCPUS = 128
 """Of the embedded cloud, as its quota: a task of the default size is one vCPU there, and some 150 MB of memory."""
 
 
-def planning_environment(node: Node, on_aws: cdk.CfnCondition) -> dict[str, str]:
-    """Variables of plan_study. Raises PricesRefused and ValueError where the context is wrong."""
-    quota = node.try_get_context("vcpu_quota")
-    fixed = "" if quota is None else f"{float(quota):g}"
+def planning_environment(
+    on_aws: cdk.CfnCondition,
+    *,
+    cpu_architecture: str,
+    vcpu_quota: float | None,
+    prices: object,
+    public_ipv4: bool,
+) -> dict[str, str]:
+    """Variables of plan_study.
+
+    `vcpu_quota`: in place of what Service Quotas says. `prices`: those that differ from the table's, as JSON.
+    Raises PricesRefused.
+    """
+    fixed = "" if vcpu_quota is None else f"{vcpu_quota:g}"
 
     def by_cloud(aws: str, embedded: str) -> str:
         return cdk.Token.as_string(cdk.Fn.condition_if(on_aws.logical_id, aws, embedded))
@@ -28,9 +34,17 @@ def planning_environment(node: Node, on_aws: cdk.CfnCondition) -> dict[str, str]
     return {
         "EMBEDDED_CLOUD": by_cloud("false", "true"),
         "VCPU_QUOTA": by_cloud(fixed, fixed or str(EMBEDDED_VCPUS)),
-        "PRICES": _prices(node.try_get_context("prices")),
-        "CPU_ARCHITECTURE": node.try_get_context("cpu_architecture") or "x86_64",
+        "PRICES": prices_given(prices),
+        "CPU_ARCHITECTURE": cpu_architecture,
+        "PUBLIC_IPV4": str(public_ipv4).lower(),
     }
+
+
+def prices_given(given: object) -> str:
+    """As JSON: the command line gives a text, cdk.json an object. Raises PricesRefused."""
+    text = given if isinstance(given, str) else json.dumps(given) if given is not None else ""
+    overridden(US_EAST_1, text)
+    return text
 
 
 def let_it_ask(scope: Construct, function: lambda_.Function, on_aws: cdk.CfnCondition) -> None:
@@ -58,10 +72,3 @@ def let_it_ask(scope: Construct, function: lambda_.Function, on_aws: cdk.CfnCond
     resource = policy.node.default_child
     assert isinstance(resource, iam.CfnPolicy)  # noqa: S101 - tells the type checker what CDK made
     resource.cfn_options.condition = on_aws
-
-
-def _prices(given: object) -> str:
-    """As JSON; the command line gives a text, cdk.json an object."""
-    text = given if isinstance(given, str) else json.dumps(given) if given else ""
-    overridden(US_EAST_1, text)
-    return text

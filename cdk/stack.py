@@ -74,7 +74,7 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(**planning_environment(self.node, self._on_aws)),
+            environment=self._environment(**self._planning()),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
@@ -123,6 +123,17 @@ class LockstepStack(cdk.Stack):
             )
         )
         return [plan, judge, reconcile, publish]
+
+    def _planning(self) -> dict[str, str]:
+        """Context: `cpu_architecture`, `vcpu_quota` and `prices`."""
+        quota = self.node.try_get_context("vcpu_quota")
+        return planning_environment(
+            self._on_aws,
+            cpu_architecture=self.node.try_get_context("cpu_architecture") or "x86_64",
+            vcpu_quota=None if quota is None else float(quota),
+            prices=self.node.try_get_context("prices"),
+            public_ipv4=True,
+        )
 
     def _delivery_patience(self) -> str:
         """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""

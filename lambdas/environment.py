@@ -4,6 +4,7 @@ Read by handlers at cold start; knows no AWS SDK.
 """
 
 import os
+from dataclasses import replace
 from typing import Annotated, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict
@@ -43,6 +44,8 @@ class PlanEnvironment(TableEnvironment):
     prices: str
     """JSON of the prices that differ from the table's; empty: none."""
     cpu_architecture: Architecture
+    public_ipv4: bool
+    """Whether tasks have a public address."""
     aws_region: str = ""
     """Lambda sets it."""
 
@@ -51,8 +54,10 @@ class PlanEnvironment(TableEnvironment):
         """Where studies run, and at what prices. Raises PricesRefused: the deployment is at fault."""
         prices = overridden(US_EAST_1, self.prices)
         if self.embedded_cloud:
-            return Terms.embedded(prices, self.cpu_architecture)
-        return Terms.on_aws(prices, self.cpu_architecture, self.aws_region)
+            terms = Terms.embedded(prices, self.cpu_architecture)
+        else:
+            terms = Terms.on_aws(prices, self.cpu_architecture, self.aws_region)
+        return replace(terms, public_ipv4=self.public_ipv4)
 
 
 class ClusterEnvironment(TableEnvironment):
