@@ -18,7 +18,6 @@ from pydantic import ValidationError
 from contract import table as keys
 from contract.errors import StudyRefused
 from contract.forecast import Forecast
-from contract.history import Measured
 from contract.metrics import MetricRecord, from_mapping, to_mapping
 from contract.plan import Experiment
 from contract.table import PARTITION_KEY, SORT_KEY, Status
@@ -197,20 +196,6 @@ class ExperimentTable:
             ended_at=now(),
         )
 
-    def remember(self, fingerprint: str, measured: Measured) -> None:
-        """Keep what an experiment took, in place of what the last one like it did."""
-        self._table.update_item(
-            Key=_measured_key(fingerprint),
-            UpdateExpression="SET measured = :measured, #expiry = :expiry",
-            ExpressionAttributeNames={"#expiry": keys.EXPIRY},
-            ExpressionAttributeValues={":measured": measured.model_dump_json(), ":expiry": _expiry()},
-        )
-
-    def measured(self, fingerprint: str) -> Measured | None:
-        """What the last experiment took that completed with these settings, or None."""
-        row = self._table.get_item(Key=_measured_key(fingerprint)).get("Item")
-        return Measured.model_validate_json(str(row["measured"])) if row else None
-
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
         expires_at = _expiry()
@@ -319,10 +304,6 @@ def _forecast(row: dict[str, Any]) -> Forecast | None:
         return Forecast.model_validate_json(row["forecast"])
     except (KeyError, ValidationError):
         return None
-
-
-def _measured_key(fingerprint: str) -> dict[str, str]:
-    return {PARTITION_KEY: keys.measured_partition(fingerprint), SORT_KEY: keys.MEASURED_SORT}
 
 
 def _experiment_row(row: dict[str, Any]) -> ExperimentRow:

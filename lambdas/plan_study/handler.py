@@ -16,6 +16,7 @@ from contract.history import fingerprint
 from contract.plan import Experiment, plan
 from contract.study import Study, parse_study
 from lambdas.environment import PlanEnvironment
+from lambdas.history import History
 from lambdas.plan_study.launch import launch_items
 from lambdas.plan_study.quotas import read_quotas
 from lambdas.table import Execution, ExperimentTable
@@ -39,12 +40,10 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         environment = PlanEnvironment.read()
         table = ExperimentTable.named(environment.table_name)
         if study.dry_run:
-            expected = _forecast(study, experiments, environment, table)
+            expected = _forecast(study, experiments, environment)
             logger.info("planned", experiments=len(experiments), dry_run=True)
             return {"refusal": "", "experiments": [], "plan": expected.model_dump(mode="json")}
-        expected = _planned_before(table, study_id, execution) or _forecast(
-            study, experiments, environment, table
-        )
+        expected = _planned_before(table, study_id, execution) or _forecast(study, experiments, environment)
         if expected.problems:
             raise StudyRefused(expected.problems)
         table.put_plan(study_id, event["study"], experiments, execution, expected)
@@ -65,15 +64,14 @@ def _planned_before(table: ExperimentTable, study_id: str, execution: Execution)
     return row.forecast if row is not None and row.execution == execution else None
 
 
-def _forecast(
-    study: Study, experiments: Sequence[Experiment], environment: PlanEnvironment, table: ExperimentTable
-) -> Forecast:
+def _forecast(study: Study, experiments: Sequence[Experiment], environment: PlanEnvironment) -> Forecast:
     terms = environment.terms
     quotas, notes = read_quotas(fixed_vcpus=environment.vcpu_quota, spot=study.worker.spot)
-    history = {
+    history = History.named(environment.table_name)
+    known = {
         each.name: measured
         for each in experiments
         if each.compute.mode == "real"
-        and (measured := table.measured(fingerprint(each, terms.architecture))) is not None
+        and (measured := history.measured(fingerprint(each, terms.architecture))) is not None
     }
-    return forecast(study, experiments, terms, quotas=quotas, history=history, notes=notes)
+    return forecast(study, experiments, terms, quotas=quotas, history=known, notes=notes)

@@ -16,6 +16,7 @@ from contract.results import REPORT, study_prefix
 from contract.study import parse_study
 from contract.table import Status
 from lambdas.environment import ReportEnvironment
+from lambdas.history import History
 from lambdas.publish_report.costs import measured_of
 from lambdas.publish_report.page import render
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
@@ -33,7 +34,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     table = ExperimentTable.named(environment.table_name)
     outcome = _collect(table, study_id)
     _upload(environment.bucket_name, study_id, render(outcome))
-    _remember(table, outcome)
+    _remember(History.named(environment.table_name), outcome)
     table.end_study(study_id, outcome.status)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
@@ -74,7 +75,7 @@ def _collect(table: ExperimentTable, study_id: str) -> StudyOutcome:
     )
 
 
-def _remember(table: ExperimentTable, outcome: StudyOutcome) -> None:
+def _remember(history: History, outcome: StudyOutcome) -> None:
     """Keep what experiments with real compute took: the next ones like them are planned from it."""
     if outcome.forecast is None:
         return
@@ -82,7 +83,7 @@ def _remember(table: ExperimentTable, outcome: StudyOutcome) -> None:
         if each.status is not Status.COMPLETED or each.experiment.compute.mode != "real":
             continue
         if (measured := measured_of(each, outcome.ended_at)) is not None:
-            table.remember(fingerprint(each.experiment, outcome.forecast.architecture), measured)
+            history.remember(fingerprint(each.experiment, outcome.forecast.architecture), measured)
 
 
 def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:

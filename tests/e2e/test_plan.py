@@ -102,7 +102,7 @@ def cost_of(cloud: Cloud, execution_arn: str) -> dict[str, Any]:
     return cost
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def up() -> Iterator[None]:
     """The cloud that `lockstep up` starts."""
     assert lockstep("up").returncode == 0

@@ -14,6 +14,7 @@ from contract.plan import plan
 from contract.study import parse_study
 from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
+from lambdas.history import History
 from lambdas.plan_study.handler import handler
 from lambdas.plan_study.launch import RESTARTS, launch_item
 from lambdas.table import ExperimentTable
@@ -159,8 +160,9 @@ def test_where_quotas_cannot_be_asked_for_the_study_is_planned_with_a_warning(
     assert any("Service Quotas does not tell" in note for note in planned["notes"])
 
 
+@pytest.mark.usefixtures("table")
 def test_real_compute_is_planned_from_what_the_last_like_it_took(
-    table: ExperimentTable, context: LambdaContext
+    context: LambdaContext,
 ) -> None:
     (_, asynchronous, *_) = plan(parse_study(DOCUMENT), "another")
     measured = Measured(
@@ -171,8 +173,9 @@ def test_real_compute_is_planned_from_what_the_last_like_it_took(
         server_seconds=30,
         worker_seconds=20,
     )
-    table.remember(fingerprint(asynchronous, "x86_64"), measured.model_copy(update={"worker_seconds": 99}))
-    table.remember(fingerprint(asynchronous, "x86_64"), measured)
+    history = History.named(TABLE)
+    history.remember(fingerprint(asynchronous, "x86_64"), measured.model_copy(update={"worker_seconds": 99}))
+    history.remember(fingerprint(asynchronous, "x86_64"), measured)
     planned = Forecast.model_validate(call({**DOCUMENT, "dry_run": True}, context)["plan"])
     assert {each.name: each.basis.value for each in planned.experiments} == {
         "sync_2workers": "guess",

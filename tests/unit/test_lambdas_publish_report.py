@@ -13,10 +13,11 @@ from contract.plan import Experiment, plan
 from contract.results import REPORT, STUDY_JSON, SUMMARY_CSV, SUMMARY_TEXT, experiment_file, study_prefix
 from contract.study import parse_study
 from contract.table import Status
+from lambdas.history import History
 from lambdas.publish_report.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
-from tests.unit.conftest import BUCKET, EXECUTION
+from tests.unit.conftest import BUCKET, EXECUTION, TABLE
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 PREFIX = study_prefix("study-1")
@@ -172,10 +173,10 @@ def test_what_completed_experiments_with_real_compute_took_is_kept_for_the_next(
     table.settle(failed, Verdict(Status.FAILED, "worker 1 was killed"), tasks=tasks)
 
     assert call(context)["status"] == "COMPLETED"
-    kept = table.measured(fingerprint(completed, "x86_64"))
+    kept = History.named(TABLE).measured(fingerprint(completed, "x86_64"))
     assert kept is not None
     assert (kept.study_id, kept.experiment, kept.server_seconds) == ("study-1", completed.name, 100)
-    assert table.measured(fingerprint(failed, "x86_64")) is None
+    assert History.named(TABLE).measured(fingerprint(failed, "x86_64")) is None
 
 
 @pytest.mark.usefixtures("table")
