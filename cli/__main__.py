@@ -179,7 +179,8 @@ def _show_plan(expected: Forecast, *, as_json: bool = False) -> None:
     if as_json:
         typer.echo(expected.model_dump_json(indent=2))
     else:
-        plans.show(expected, Console())
+        # What goes to a file or a pipe has no width of its own.
+        plans.show(expected, Console() if sys.stdout.isatty() else Console(width=120))
     if expected.problems:
         raise typer.Exit(ExitCode.REFUSED)
 

@@ -73,7 +73,7 @@ def _matrix(expected: Forecast) -> Table:
     table = Table(box=None, padding=(0, 2, 0, 0))
     table.add_column("Experiment", no_wrap=True)
     table.add_column("Mode")
-    for heading in ("Workers", "Tasks", "vCPUs", "Training", "Task-seconds", "Cost"):
+    for heading in ("Workers", "vCPUs", "Training", "Task seconds", "Cost"):
         table.add_column(heading, justify="right")
     table.add_column("Estimate from")
     for each in expected.experiments:
@@ -82,7 +82,6 @@ def _matrix(expected: Forecast) -> Table:
             each.name,
             each.mode.value,
             str(each.workers),
-            str(demand.tasks),
             f"{demand.on_demand_vcpus + demand.spot_vcpus:g}",
             _duration(each.training_seconds),
             f"{each.task_seconds:,.0f}",
