@@ -15,6 +15,7 @@ from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.planning import let_it_ask, planning_environment
 from cdk.settings import Settings
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
@@ -86,10 +87,11 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(CPU_ARCHITECTURE=self._settings.cpu_architecture),
+            environment=self._environment(**planning_environment(self._settings, self._on_aws)),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
+        let_it_ask(self, plan, self._on_aws)
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
@@ -340,6 +342,7 @@ class LockstepStack(cdk.Stack):
             "BucketName": self.storage.bucket.bucket_name,
             "ClusterArn": self.training.cluster.cluster_arn,
             "LogGroupName": self.training.log_group.log_group_name,
+            "PlanFunctionName": self.functions.by_name["plan_study"].function_name,
             "StartCommand": f"aws stepfunctions start-execution --state-machine-arn {state_machine_arn} --input '{{}}'",
         }.items():
             cdk.CfnOutput(self, name, value=value)

@@ -99,3 +99,21 @@ def catalogue_problems(
     if augment and dataset not in AUGMENTED:
         problems["augment"] = f"does not fit {dataset}; it is for {', '.join(sorted(AUGMENTED))}"
     return problems
+
+
+class Samples(NamedTuple):
+    """How many images there are to learn from, and to test."""
+
+    train: int
+    test: int
+
+
+SAMPLES: Mapping[Dataset, Samples] = {
+    Dataset.DIGITS: Samples(1437, 360),
+    Dataset.SYNTHETIC: Samples(2048, 512),
+    Dataset.CIFAR10: Samples(50_000, 10_000),
+    Dataset.CIFAR100: Samples(50_000, 10_000),
+    Dataset.MNIST: Samples(60_000, 10_000),
+    Dataset.FASHION_MNIST: Samples(60_000, 10_000),
+}
+"""Of the data sets as they are published; a folder may hold fewer under the same name."""

@@ -7,6 +7,7 @@
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
     OPEN                        STUDY#<study>                         a study that clean-up has not seen the end of
+    MEASURED#<fingerprint>      LAST                                  what the last experiment with such settings took
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -28,6 +29,7 @@ STUDY_PREFIX: Final = "STUDY#"
 OPEN_PARTITION: Final = "OPEN"
 """What clean-up looks through, for studies whose execution has ended without a word."""
 SERVER_PREFIX: Final = "SERVER#"
+MEASURED_SORT: Final = "LAST"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
 """Attribute of a rendezvous row."""
@@ -102,6 +104,11 @@ def server_partition(study_id: str, experiment: str) -> str:
 def metrics_partition(study_id: str, experiment: str) -> str:
     """Partition of an experiment's metric rows: writes of many experiments spread over partitions."""
     return f"EXPERIMENT#{study_id}/{experiment}"
+
+
+def measured_partition(fingerprint: str) -> str:
+    """Partition of the row that says what the last experiment with these settings took, whatever its study."""
+    return f"MEASURED#{fingerprint}"
 
 
 def emitter_prefix(role: str, rank: int) -> str:

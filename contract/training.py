@@ -79,3 +79,13 @@ def _catalogue_conflicts(section: Mapping[str, Any]) -> list[str]:
         augment=section.get("augment") is True,
     )
     return [f"training.{field}: {problem}" for field, problem in problems.items()]
+
+
+def samples_per_step(samples: int, workers: int, batch_size: int) -> int:
+    """Of each worker: the batch size, clipped to the smallest share of `samples` training samples."""
+    return min(batch_size, samples // workers)
+
+
+def steps_per_epoch(samples: int, workers: int, batch_size: int) -> int:
+    """Of each worker: as many full batches as the smallest share has, so that no barrier starves."""
+    return samples // workers // samples_per_step(samples, workers, batch_size)

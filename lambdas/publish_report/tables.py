@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from contract.results import experiment_file
+from lambdas.publish_report.costs import cost_document
 from lambdas.publish_report.endings import as_text
 from lambdas.publish_report.findings import Findings
 from lambdas.publish_report.labels import compression_label, labels_of
@@ -147,6 +148,7 @@ def study_json(outcome: StudyOutcome, results: Sequence[ExperimentResult], found
         "findings": [found.headline, *found.sentences],
         "notes": list(found.notes),
         "warnings": [*found.warnings, *outcome.warnings],
+        "cost": cost_document(outcome),
         "experiments": [
             {**_csv_row(result), "cause": result.cause, "file": experiment_file(result.experiment_name)}
             for result in results

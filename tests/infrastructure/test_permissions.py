@@ -26,9 +26,14 @@ LOG_DELIVERY = (
 """Source: Step Functions Developer Guide, logging to CloudWatch Logs: these know no resources either."""
 
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
+QUOTAS = (
+    "servicequotas:GetServiceQuota",
+    "servicequotas:GetAWSDefaultServiceQuota",
+    "cloudwatch:GetMetricStatistics",
+)
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query"},
+    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query", *QUOTAS},
     "judge_experiment": {
         "dynamodb:GetItem",
         "dynamodb:Query",
@@ -127,6 +132,7 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
             if statement["Resource"] == "*":
                 everywhere.add((tuple(actions_of(statement)), "Condition" in statement))
     assert everywhere == {
+        (QUOTAS, False),
         (("ecr:GetAuthorizationToken",), False),
         (("ecs:ListTasks",), True),
         (FUNCTION_TRACES, False),

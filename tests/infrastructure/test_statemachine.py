@@ -542,10 +542,22 @@ def test_reconciling_is_told_of_every_experiment_without_a_verdict(rendered: Mac
 
 def test_a_refused_study_starts_nothing_and_says_why(rendered: Machine) -> None:
     top = rendered["States"]
-    (choice,) = top["AcceptStudy"]["Choices"]
+    choice, _ = top["AcceptStudy"]["Choices"]
     refused = {"refusal": "study refused: 1 problem", "experiments": []}
     assert evaluated(choice["Condition"], states={"input": refused}) is True
     assert choice["Next"] == "RefuseStudy"
     assert evaluated(top["RefuseStudy"]["Cause"], states={"input": refused}) == refused["refusal"]
     assert evaluated(choice["Condition"], states={"input": {"refusal": ""}}) is False
     assert top["AcceptStudy"]["Default"] == "RunExperiments"
+
+
+def test_a_dry_run_ends_with_its_plan_and_starts_nothing(rendered: Machine) -> None:
+    top = rendered["States"]
+    _, choice = top["AcceptStudy"]["Choices"]
+    dry = {"refusal": "", "experiments": [], "plan": {"total_usd": 1.5, "problems": []}}
+    assert evaluated(choice["Condition"], states={"input": dry}) is True
+    shown = top[choice["Next"]]
+    assert evaluated(shown["Output"], states={"input": dry}) == dry["plan"]
+    assert (shown["Type"], shown["End"]) == ("Pass", True)
+    true_one = {"refusal": "", "experiments": [{}], "max_parallel_experiments": 2}
+    assert evaluated(choice["Condition"], states={"input": true_one}) is False

@@ -14,7 +14,7 @@ import torch
 
 from contract.aggregation import Aggregation, Mode
 from contract.compute import Compute
-from runtime.compute import draw_seconds
+from contract.draws import draw_seconds
 from runtime.exchange import News, Phase, Ticket
 from runtime.optimizer import MomentumSGD
 from runtime.policy import policy_for
