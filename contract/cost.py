@@ -60,7 +60,7 @@ class Cost(BaseModel):
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(dict(self).values())
+        return float(sum(dict(self).values()))
 
     @property
     def tasks(self) -> float:

@@ -36,12 +36,12 @@ def experiment(mode: str = "sync", workers: int = 4, **document: Any) -> Experim
 @pytest.mark.parametrize("mode", ["sync", "async"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_emulated_training_lasts_as_long_as_its_draws(mode: str, workers: int) -> None:
-    """Those of the demo: what a step takes in memory of the server and on the way comes on top."""
+    """And a little longer: the gradient itself takes longer than the shortest draws, and travels."""
     one = experiment(mode, workers)
     steps = 5 * (1437 // workers // 16)
     simulation = Simulation(Mode(mode), workers, steps, Compute(**EMULATED))
     simulation.run()
-    assert training_seconds(one, NONE) == pytest.approx(simulation.now, rel=0.01)
+    assert simulation.now < training_seconds(one, NONE) < 1.03 * simulation.now
 
 
 def test_of_a_long_training_the_beginning_is_drawn() -> None:

@@ -121,7 +121,7 @@ def test_a_study_above_its_bound_is_refused_and_a_dry_run_of_it_says_why(
     refused = call(document, context)
     assert refused["experiments"] == []
     assert re.match(
-        r"study refused: 1 problem\n  - max_cost_usd: the study would cost \$0\.\d+, and at most \$0\.001 is allowed:"
+        r"study refused: 1 problem\n  - max_cost_usd: the study would cost \$0\.\d+, and at most \$0\.0010 is allowed:"
         r" vCPU \$0\.\d+, memory ",
         refused["refusal"],
     )

@@ -66,8 +66,9 @@ class Simulation:
     def run(self, until: float = float("inf")) -> dict[str, Any]:
         """Train to the end, or to a time (seconds); returns the fields of a ServerSummary."""
         while self._arrivals and self._arrivals[0][0] <= until:
-            self.now, attempt, rank = heapq.heappop(self._arrivals)
+            when, attempt, rank = heapq.heappop(self._arrivals)
             if attempt == self.workers[rank].attempt:
+                self.now = when
                 self._push(rank)
         if until == float("inf"):
             assert all(worker.step == self.steps and not worker.ticket for worker in self.workers)
