@@ -113,6 +113,7 @@ def _csv_row(result: ExperimentResult) -> dict[str, Cell]:
         "transport": "+".join(traffic.transports) if traffic else None,
         "injected_bandwidth_mbit_per_second": network.bandwidth_mbit_per_second,
         "injected_latency_ms": network.latency_ms or None,
+        "injected_own_links": len(network.workers),
         "injected_crashes": len(result.faults.crashes),
         **{f"{part}_share": getattr(split, f"{part}_share") if split else None for part in PARTS},
         "sent_bytes_per_step": traffic.sent_bytes_per_step if traffic else None,

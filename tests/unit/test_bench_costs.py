@@ -126,7 +126,10 @@ def test_push_pull_is_measured_with_and_without() -> None:
 def test_training_is_measured_with_and_without() -> None:
     row = training_row(SMALL, pairs=2)
     assert (row.laps, row.workers, row.parameters) == (2, 2, 650)
-    assert (row.counts["update"], row.counts["wait"], row.counts[SUMS]) == (1, 2, 2)
+    assert (row.counts["update"], row.counts[SUMS]) == (1, 2)
+    # Those of a step when the next one begins, and the last ones in the end
+    steps = 1437 // 2 // 64
+    assert row.counts["wait"] == pytest.approx(2 * (steps + 1) / steps, rel=1e-3)
     assert 0 < row.cost_seconds < row.step_seconds
     assert row.off_over_on > 0
 

@@ -87,6 +87,7 @@ VALID: list[dict[str, Any]] = [
     {"exchange": {"compression": "topk", "topk_ratio": 0.5, "transport": "shared-memory", "tls": True}},
     {"exchange": {"compression": "int8", "tls": None}, "network": {"latency_ms": 0}},
     {"network": {"bandwidth_mbit_per_second": 0.5, "latency_ms": 10000}},
+    {"network": {"workers": [{"rank": 0, "bandwidth_mbit_per_second": 10}, {"rank": 3, "latency_ms": 0}]}},
     {"experiments": [{"mode": "sync", "workers": 2, "exchange": None, "network": {"latency_ms": 1}}]},
     {"faults": {"crashes": [{"rank": 0, "step": 0}]}, "checkpoint": {}},
     {
@@ -140,6 +141,8 @@ MISTAKEN: list[object] = [
     {"experiments": [{"mode": "sync", "workers": 2, "exchange": {"topk_ratio": 0.1}}]},
     {"network": {"bandwidth_mbit_per_second": 0}},
     {"network": {"latency_ms": 10001}},
+    {"network": {"workers": [{"rank": 0, "bandwidth_mbit_per_second": 0}]}},
+    {"network": {"workers": [{"latency_ms": 5}]}},
     {"network": {"latency_ms": None}},
     {"faults": {"crashes": [{"rank": 0}]}},
     {"faults": {"crashes": [{"rank": 0, "step": -1}]}},

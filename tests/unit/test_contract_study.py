@@ -15,7 +15,7 @@ from contract.document import MAX_WORKERS
 from contract.errors import StudyRefused
 from contract.exchange import Exchange
 from contract.faults import Crash, Faults
-from contract.network import Network
+from contract.network import Network, WorkerNetwork
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
@@ -148,6 +148,15 @@ def test_explicit_experiments_may_travel_in_their_own_way() -> None:
     assert refusal({**document, "experiments": unnamed}).problems == (
         "experiments: the name 'sync_4workers_seed0' is used more than once; give each its own 'name'",
     )
+
+
+def test_a_link_of_one_worker_says_what_is_not_as_everybodys() -> None:
+    network = parse_study(
+        {"network": {"latency_ms": 2, "workers": [{"rank": 1, "bandwidth_mbit_per_second": 10}]}}
+    ).network
+    assert network.of(0) == Network(latency_ms=2)
+    assert network.of(1) == Network(latency_ms=2, bandwidth_mbit_per_second=10)
+    assert Network(workers=[WorkerNetwork(rank=0, latency_ms=1)]).injected
 
 
 def test_a_matrix_shares_what_is_said_of_faults_and_servers() -> None:
@@ -354,6 +363,24 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
             [
                 "network.bandwidth_mbit_per_second: must be greater than 0, not 0",
                 "network.latency_ms: must be greater than or equal to 0, not -1",
+            ],
+        ),
+        (
+            {
+                "matrix": {"workers": [2, 8]},
+                "network": {
+                    "workers": [
+                        {"rank": 1, "latency_ms": 5},
+                        {"rank": 2, "bandwidth_mbit_per_second": 10},
+                        {"rank": 1, "latency_ms": 9},
+                        {"rank": 0},
+                    ]
+                },
+            },
+            [
+                "network.workers[1].rank: 2 is no rank of 2 workers",
+                "network.workers[2].rank: 1 stands there more than once",
+                "network.workers[3]: says nothing of the link; give it bandwidth_mbit_per_second or latency_ms",
             ],
         ),
         (
