@@ -47,6 +47,7 @@ class Workflow(Construct):
                 "ClusterArn": training.cluster.cluster_arn,
                 "ServerTaskDefinition": training.server.task_definition_arn,
                 "WorkerTaskDefinition": training.worker.task_definition_arn,
+                "PrepareTaskDefinition": training.prepare.task_definition_arn,
                 "Subnets": cdk.Fn.join(",", [subnet.subnet_id for subnet in subnets]),
                 "SecurityGroup": security_group.security_group_id,
                 **{name: function.function_arn for name, function in functions.items()},

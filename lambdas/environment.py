@@ -26,6 +26,13 @@ class TableEnvironment(FunctionEnvironment):
     table_name: str
 
 
+class PlanEnvironment(TableEnvironment):
+    """Of plan_study."""
+
+    datasets_location: str
+    """s3://bucket/prefix below which the deployment keeps data sets."""
+
+
 class ClusterEnvironment(TableEnvironment):
     """Of functions that look after tasks."""
 

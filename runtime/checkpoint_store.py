@@ -16,9 +16,9 @@ from urllib.parse import quote
 
 import numpy as np
 
+from contract.document import S3_SCHEME
 from contract.errors import TrainingFailed
 from runtime.checkpoint import Checkpoint, CheckpointDamaged, Owner, dump, load
-from runtime.s3_prefix import S3_SCHEME
 
 KEPT: Final = 2
 

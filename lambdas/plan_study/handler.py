@@ -11,8 +11,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.errors import StudyRefused
 from contract.plan import plan
+from contract.preparation import to_prepare
 from contract.study import parse_study
-from lambdas.environment import TableEnvironment
+from lambdas.environment import PlanEnvironment
 from lambdas.plan_study.launch import launch_items
 from lambdas.table import Execution, ExperimentTable
 
@@ -25,11 +26,12 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
     execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
+    environment = PlanEnvironment.read()
     try:
         study = parse_study(event["study"])
-        experiments = plan(study, study_id)
+        experiments = plan(study, study_id, environment.datasets_location)
         items = launch_items(experiments)
-        table = ExperimentTable.named(TableEnvironment.read().table_name)
+        table = ExperimentTable.named(environment.table_name)
         table.put_plan(study_id, event["study"], experiments, execution)
     except StudyRefused as refusal:
         logger.info("refused", problems=refusal.problems)
@@ -37,6 +39,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     logger.info("planned", experiments=len(experiments))
     return {
         "refusal": "",
+        "dataset": to_prepare(study.training, experiments[0].training),
         "experiments": items,
         "max_parallel_experiments": study.max_parallel_experiments,
     }

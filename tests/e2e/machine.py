@@ -121,5 +121,6 @@ def running_tasks(cloud: Cloud) -> list[RunningTask]:
         pid = pids.get(task["taskArn"].rsplit("/", 1)[1][:8])
         if pid:
             rank = int(environment.get("WORKER_RANK", "0"))
-            tasks.append(RunningTask(environment["EXPERIMENT_NAME"], container["name"], rank, int(pid)))
+            experiment = environment.get("EXPERIMENT_NAME", "")  # what prepares a data set belongs to none
+            tasks.append(RunningTask(experiment, container["name"], rank, int(pid)))
     return tasks

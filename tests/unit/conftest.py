@@ -43,6 +43,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("TABLE_NAME", TABLE)
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
+    monkeypatch.setenv("DATASETS_LOCATION", f"s3://{BUCKET}/datasets")
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
     with mock_aws(config={"core": {"reset_boto3_session": False}}):

@@ -175,8 +175,24 @@ def test_a_crash_that_ends_an_experiment_may_be_studied() -> None:
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
 def test_a_dataset_brings_its_model(dataset: Dataset, models: tuple[ModelName, ...]) -> None:
-    training = {"dataset": str(dataset)} | ({"data": "/data"} if dataset in STORED else {})
-    assert {e.training.model for e in planned({"training": training})} == {models[0]}
+    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+
+
+@pytest.mark.parametrize("dataset", Dataset)
+def test_a_stored_dataset_lies_where_the_deployment_keeps_it_unless_the_study_says_otherwise(
+    dataset: Dataset,
+) -> None:
+    def place(**said: str) -> str | None:
+        study = parse_study({"training": {"dataset": str(dataset), **said}})
+        (experiment, *_) = plan(study, "study-1", "s3://bucket/datasets")
+        return experiment.training.data
+
+    if dataset in STORED:
+        assert place() == f"s3://bucket/datasets/{dataset}"
+        assert place(data="/data") == "/data"
+    else:
+        assert place() is None
+    assert {e.training.data for e in planned({"training": {"dataset": str(dataset)}})} == {None}
 
 
 @pytest.mark.parametrize("data", ["/", "/data sets/ä", "s3://bucket", "s3://my-bucket.eu/some/prefix/"])
@@ -448,10 +464,6 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
         (
             {"training": {"model": "cifar-cnn"}},
             ["training.model: cifar-cnn does not fit digits; choose digits-cnn, mlp, logistic-regression"],
-        ),
-        (
-            {"training": {"dataset": "cifar100", "model": "resnet18"}},
-            ["training.data: cifar100 is not built in; name its folder (/…) or s3://bucket/prefix"],
         ),
         (
             {"training": {"dataset": "synthetic", "data": "/data"}},
