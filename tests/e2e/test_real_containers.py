@@ -112,10 +112,9 @@ import os, pathlib, shutil, sys
 assert os.getuid() == 10001, os.getuid()
 packages = pathlib.Path(sys.prefix)
 assert packages == pathlib.Path("/packages")
-left = [p for pattern in ("*.a", "*.h", "tests", "test", "pip", "wheel") for p in packages.rglob(pattern)]
+left = [p for pattern in ("*.a", "*.h", "tests", "test", "pip") for p in packages.rglob(pattern)]
 assert not left, left[:20]
 assert not [tool for tool in ("gcc", "cc", "make", "ld") if shutil.which(tool)]
-assert not list(pathlib.Path("/root").glob(".cache")) if os.access("/root", os.R_OK) else True
 writable = [p for p in ("/app", "/packages", "/etc", "/usr") if os.access(p, os.W_OK)]
 assert not writable, writable
 import torch, torchvision
