@@ -65,6 +65,7 @@ class LockstepStack(cdk.Stack):
         self._add_deletion()
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
+        self._let_datasets_be_prepared()
         self._let_servers_keep_checkpoints()
         self._let_people_watch()
         self._answer_for_wildcards()
@@ -87,7 +88,10 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(**planning_environment(self._settings, self._on_aws)),
+            environment=self._environment(
+                **planning_environment(self._settings, self._on_aws),
+                DATASETS_LOCATION=self.storage.datasets_location,
+            ),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
@@ -250,12 +254,30 @@ class LockstepStack(cdk.Stack):
         )
 
     def _let_workers_read_datasets(self) -> None:
-        """Workers read the data sets that users put beside their studies."""
+        """Workers read data sets, and write none."""
         self.training.worker.task_role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=["s3:GetObject"], resources=[self.storage.bucket.arn_for_objects(f"{DATASETS}/*")]
             )
         )
+
+    def _let_datasets_be_prepared(self) -> None:
+        """One task lists, reads and writes data sets below their prefix, and writes how it went."""
+        role, bucket = self.training.prepare.task_role, self.storage.bucket
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:ListBucket"],
+                resources=[bucket.bucket_arn],
+                conditions={"StringLike": {"s3:prefix": [f"{DATASETS}/*"]}},
+            )
+        )
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:GetObject", "s3:PutObject"],
+                resources=[bucket.arn_for_objects(f"{DATASETS}/*")],
+            )
+        )
+        self._grant_rows(role, "dynamodb:PutItem", keys.dataset_partition("*"))
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""

@@ -71,7 +71,7 @@ MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
 """Models that fit a dataset's images; the first is the default."""
 
 STORED = frozenset({Dataset.CIFAR10, Dataset.CIFAR100, Dataset.MNIST, Dataset.FASHION_MNIST})
-"""Data sets that come from a folder or an S3 prefix; the others come with the runtime."""
+"""Data sets that tasks read from S3 or a folder; the others come with the runtime."""
 
 AUGMENTED = frozenset({Dataset.CIFAR10, Dataset.CIFAR100})
 """Data sets whose images may be shifted and mirrored: a mirrored digit is another thing."""
@@ -92,8 +92,6 @@ def catalogue_problems(
     problems = {}
     if model is not None and model not in (fitting := MODELS_FOR[dataset]):
         problems["model"] = f"{model} does not fit {dataset}; choose {', '.join(fitting)}"
-    if dataset in STORED and not data:
-        problems["data"] = f"{dataset} is not built in; name its folder (/…) or s3://bucket/prefix"
     if dataset not in STORED and data:
         problems["data"] = f"{dataset} is built in; leave it out"
     if augment and dataset not in AUGMENTED:

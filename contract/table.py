@@ -5,6 +5,7 @@
     STUDY#<study>               EXPERIMENT#<name>                     an experiment: plan, status, cause
     STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
+    DATASET#<study>             DATASET                               whether the study's data set is ready
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
     OPEN                        STUDY#<study>                         a study that clean-up has not seen the end of
     MEASURED#<fingerprint>      LAST                                  what the last experiment with such settings took
@@ -40,6 +41,14 @@ SERVER_CERTIFICATE: Final = "certificate"
 
 SERVER_TOKEN: Final = "experiment_token"  # noqa: S105 - a name
 """What workers show the server; a secret."""
+
+
+DATASET_SORT: Final = "DATASET"
+DATASET_STATUS: Final = "status"
+"""Attribute of the row on a study's data set: DATASET_READY, or anything else."""
+DATASET_READY: Final = "READY"
+DATASET_CAUSE: Final = "cause"
+"""Why it is not ready, and what to do; absent where it is."""
 
 
 class Status(StrEnum):
@@ -99,6 +108,14 @@ def server_partition(study_id: str, experiment: str) -> str:
     machine, whose history keeps every row that it reads, has no reason to read it.
     """
     return f"{SERVER_PREFIX}{study_id}/{experiment}"
+
+
+def dataset_partition(study_id: str) -> str:
+    """Partition of the row that says whether a study's data set is ready, and of nothing else.
+
+    Its own, so that the task that writes it may write no other row.
+    """
+    return f"DATASET#{study_id}"
 
 
 def metrics_partition(study_id: str, experiment: str) -> str:

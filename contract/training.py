@@ -23,7 +23,8 @@ class Training(Document):
     model: Annotated[ModelName, Field(strict=False)] | None = None
     """What learns it. Default: the first model that fits the dataset."""
     data: Location | None = None
-    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix."""
+    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix. Default: where the
+    deployment keeps it, fetched once."""
     augment: bool = False
     """Whether training images are shifted by up to 4 pixels and mirrored at random; cifar10 and cifar100."""
     epochs: int = Field(default=5, ge=1, le=1000)

@@ -38,6 +38,8 @@ class TableEnvironment(FunctionEnvironment):
 class PlanEnvironment(TableEnvironment):
     """Of plan_study."""
 
+    datasets_location: str
+    """s3://bucket/prefix below which the deployment keeps data sets."""
     embedded_cloud: bool
     vcpu_quota: Annotated[float | None, BeforeValidator(_given)]
     """In place of what Service Quotas says; empty: ask it."""

@@ -15,6 +15,7 @@ from contract.errors import StudyRefused
 from contract.forecast import Forecast, forecast
 from contract.history import fingerprint
 from contract.plan import Experiment, plan
+from contract.preparation import to_prepare
 from contract.study import Study, parse_study
 from lambdas.environment import PlanEnvironment
 from lambdas.history import History
@@ -34,11 +35,11 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
     execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
+    environment = PlanEnvironment.read()
     try:
         study = parse_study(event["study"])
-        experiments = plan(study, study_id)
+        experiments = plan(study, study_id, environment.datasets_location)
         items = launch_items(experiments)
-        environment = PlanEnvironment.read()
         table = ExperimentTable.named(environment.table_name)
         if study.dry_run:
             expected = _forecast(study, experiments, environment)
@@ -55,6 +56,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     logger.info("planned", experiments=len(experiments), usd=expected.total_usd, notes=expected.notes)
     return {
         "refusal": "",
+        "dataset": to_prepare(study.training, experiments[0].training),
         "experiments": [item for item in items if item["name"] not in completed],
         "max_parallel_experiments": expected.max_parallel_experiments,
     }

@@ -115,6 +115,9 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution fails with."""
-    lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
+    """What the execution's Fail state says, each cause once; Step Functions takes 32,768 characters."""
+    by_cause: dict[str, list[str]] = {}
+    for each in failed:
+        by_cause.setdefault(each.cause or each.status, []).append(each.experiment.name)
+    lines = [f"{', '.join(names)}: {cause}" for cause, names in by_cause.items()]
     return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""

@@ -222,7 +222,7 @@ def test_tasks_are_one_container_that_is_told_its_role(assembly: Assembly) -> No
         assert container["Command"] == [container["Name"]]
         assert container["Essential"] is True
         roles.append(container["Name"])
-    assert sorted(roles) == ["server", "worker"]
+    assert sorted(roles) == ["prepare", "server", "worker"]
 
 
 def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly: Assembly) -> None:
@@ -231,7 +231,11 @@ def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly
     for container in assembly.containers():
         told[container["Name"]] = container.get("Environment", [])
     location = {"Fn::Join": ["", ["s3://", {"Ref": logical_id}, "/checkpoints"]]}
-    assert told == {"server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}], "worker": []}
+    assert told == {
+        "server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}],
+        "worker": [],
+        "prepare": [],
+    }
     assert "checkpoint_location" in TaskEnvironment.model_fields
     (rule,) = resource["Properties"]["LifecycleConfiguration"]["Rules"]
     assert rule == {"Prefix": "checkpoints/", "ExpirationInDays": 7, "Status": "Enabled"}

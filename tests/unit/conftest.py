@@ -50,6 +50,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
     monkeypatch.setenv("CLUSTER_ARN", CLUSTER)
     monkeypatch.setenv("STACK_NAME", STACK)
+    monkeypatch.setenv("DATASETS_LOCATION", f"s3://{BUCKET}/datasets")
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
     monkeypatch.setenv("EMBEDDED_CLOUD", "false")

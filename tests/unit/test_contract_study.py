@@ -183,8 +183,24 @@ def test_a_crash_that_ends_an_experiment_may_be_studied() -> None:
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
 def test_a_dataset_brings_its_model(dataset: Dataset, models: tuple[ModelName, ...]) -> None:
-    training = {"dataset": str(dataset)} | ({"data": "/data"} if dataset in STORED else {})
-    assert {e.training.model for e in planned({"training": training})} == {models[0]}
+    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+
+
+@pytest.mark.parametrize("dataset", Dataset)
+def test_a_stored_dataset_lies_where_the_deployment_keeps_it_unless_the_study_says_otherwise(
+    dataset: Dataset,
+) -> None:
+    def place(**said: str) -> str | None:
+        study = parse_study({"training": {"dataset": str(dataset), **said}})
+        (experiment, *_) = plan(study, "study-1", "s3://bucket/datasets")
+        return experiment.training.data
+
+    if dataset in STORED:
+        assert place() == f"s3://bucket/datasets/{dataset}"
+        assert place(data="/data") == "/data"
+    else:
+        assert place() is None
+    assert {e.training.data for e in planned({"training": {"dataset": str(dataset)}})} == {None}
 
 
 @pytest.mark.parametrize("data", ["/", "/data sets/ä", "s3://bucket", "s3://my-bucket.eu/some/prefix/"])
@@ -476,10 +492,6 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
             ["training.model: cifar-cnn does not fit digits; choose digits-cnn, mlp, logistic-regression"],
         ),
         (
-            {"training": {"dataset": "cifar100", "model": "resnet18"}},
-            ["training.data: cifar100 is not built in; name its folder (/…) or s3://bucket/prefix"],
-        ),
-        (
             {"training": {"dataset": "synthetic", "data": "/data"}},
             ["training.data: synthetic is built in; leave it out"],
         ),
@@ -532,7 +544,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     }
     message = str(refusal(document))
     lines = message.splitlines()
-    assert lines[0] == "study refused: 7 problems"
+    assert lines[0] == "study refused: 6 problems"
     assert [line.split(":")[0] for line in lines[1:]] == [
         "  - experiments[0].workers",
         "  - training.epochs",
@@ -540,7 +552,6 @@ def test_all_mistakes_are_told_at_once() -> None:
         "  - nmae",
         "  - preset",
         "  - training.model",
-        "  - training.data",
     ]
 
 

@@ -45,6 +45,7 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     experiments = plan(parse_study(DOCUMENT), "study-1")
     assert planned == {
         "refusal": "",
+        "dataset": None,
         "experiments": [launch_item(experiment) for experiment in experiments],
         "max_parallel_experiments": 3,
     }
@@ -53,6 +54,32 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     study = table.study("study-1")
     assert study is not None
     assert study.document == DOCUMENT
+
+
+@pytest.mark.parametrize(
+    ("training", "wanted"),
+    [
+        ({"dataset": "synthetic"}, None),
+        ({"dataset": "mnist", "data": "/data"}, None),
+        (
+            {"dataset": "mnist"},
+            {"name": "mnist", "location": "s3://lockstep-results/datasets/mnist", "download": "true"},
+        ),
+        (
+            {"dataset": "cifar10", "data": "s3://mine/images"},
+            {"name": "cifar10", "location": "s3://mine/images", "download": "false"},
+        ),
+    ],
+)
+@pytest.mark.usefixtures("table")
+def test_a_data_set_that_workers_read_from_s3_is_to_be_prepared(
+    training: dict[str, str], wanted: dict[str, str] | None, context: LambdaContext
+) -> None:
+    planned = call({"training": training}, context)
+    assert planned["dataset"] == wanted
+    told = [{p["Name"]: p["Value"] for p in item["environment"]} for item in planned["experiments"]]
+    location = wanted["location"] if wanted else training.get("data")
+    assert {each.get("DATA_DIRECTORY") for each in told} == {location}
 
 
 def test_a_retried_call_says_the_same_and_keeps_the_rows(

@@ -164,6 +164,17 @@ def test_a_failure_that_is_tolerated_is_named_all_the_same(
     assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
 
 
+def test_what_several_experiments_failed_of_is_said_once(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    for experiment in plan_only(table):
+        table.settle(experiment, Verdict(Status.FAILED, "there is no data set"))
+    assert call(context)["cause"] == (
+        "2 of 2 experiments failed. sync_4workers, async_4workers: there is no data set"
+    )
+    assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
+
+
 def test_a_study_of_which_nothing_ran_is_published_too(
     table: ExperimentTable, bucket: Any, context: LambdaContext
 ) -> None:
