@@ -2,5 +2,9 @@
 
 from ministack.app import main
 
+from local.emulation import authorization
+from local.emulation.decisions import noting
+
 if __name__ == "__main__":
+    authorization.install(noting())
     main()
