@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,25 +35,32 @@ class Asked(NamedTuple):
 
 
 class Grant(NamedTuple):
-    """One action or one resource of a statement, or all of it."""
+    """One action of a statement on all its resources, or all its actions on one resource."""
 
     holder: str
-    actions: tuple[str, ...]
-    what: str
+    actions: Sequence[str]
+    resources: Sequence[str]
     rest: Sequence[Statement]
     """The holder's statements without it."""
 
     def __str__(self) -> str:
-        return f"{self.holder}: {self.what}"
+        return f"{self.holder}: {', '.join(self.actions)} on {', '.join(self.resources)}"
 
 
 class Unexercised(NamedTuple):
-    """An action that no request here needs, and the AWS page that says why it is granted."""
+    """What no request here needs, and the AWS page that says why it is granted."""
 
     holder: str
     """Pattern of roles."""
     action: str
     page: str
+    resource: str = "*"
+    """Pattern of the resources that it is said of."""
+
+    def covers(self, holder: str, action: str, resource: str) -> bool:
+        """Whether it is said of this."""
+        patterns = ((holder, self.holder), (action, self.action), (resource, self.resource))
+        return all(fnmatchcase(value, pattern) for value, pattern in patterns)
 
 
 def deployed(client: Callable[[str], Any], stack: str) -> tuple[Policies, Mapping[str, str]]:
@@ -117,18 +125,23 @@ def superfluous(
         str(grant)
         for grant in _unneeded(policies, asked)
         if not all(
-            any(_matches(entry, grant.holder, action) for entry in unexercised) for action in grant.actions
+            any(entry.covers(grant.holder, *pair) for entry in unexercised)
+            for pair in product(grant.actions, grant.resources)
         )
     ]
 
 
 def stale(policies: Policies, asked: Sequence[Asked], unexercised: Sequence[Unexercised]) -> list[str]:
     """Entries for what is not granted, or is exercised after all."""
-    unneeded = {(grant.holder, action) for grant in _unneeded(policies, asked) for action in grant.actions}
+    unneeded = [
+        (grant.holder, *pair)
+        for grant in _unneeded(policies, asked)
+        for pair in product(grant.actions, grant.resources)
+    ]
     return [
-        f"{entry.holder}: {entry.action}"
+        f"{entry.holder}: {entry.action} on {entry.resource}"
         for entry in unexercised
-        if not any(_matches(entry, holder, action) for holder, action in unneeded)
+        if not any(entry.covers(*each) for each in unneeded)
     ]
 
 
@@ -163,14 +176,11 @@ def _grants(holder: str, statements: Sequence[Statement]) -> Iterator[Grant]:
         actions, resources = listed(statement["Action"]), listed(statement["Resource"])
         for action in actions:
             left = [each for each in actions if each != action]
-            what = f"{action} on {', '.join(resources)}"
-            yield Grant(
-                holder, (action,), what, [*others, *([{**statement, "Action": left}] if left else [])]
-            )
+            rest = [*others, *([{**statement, "Action": left}] if left else [])]
+            yield Grant(holder, [action], resources, rest)
         for resource in resources if len(resources) > 1 else []:
             left = [each for each in resources if each != resource]
-            what = f"{', '.join(actions)} on {resource}"
-            yield Grant(holder, tuple(actions), what, [*others, {**statement, "Resource": left}])
+            yield Grant(holder, actions, [resource], [*others, {**statement, "Resource": left}])
 
 
 def _of(holder: str, asked: Sequence[Asked]) -> list[Any]:
@@ -196,10 +206,6 @@ def _elsewhere(request: Any, key: str) -> Any:
     if key.lower() in context:
         context[key.lower()] = ["elsewhere"] if isinstance(context[key.lower()], list) else "elsewhere"
     return replace(request, service_context=context)
-
-
-def _matches(entry: Unexercised, holder: str, action: str) -> bool:
-    return fnmatchcase(holder, entry.holder) and action == entry.action
 
 
 def _statements(document: Any) -> list[Statement]:

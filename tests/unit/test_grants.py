@@ -80,6 +80,16 @@ def test_policies_without_any_request_are_superfluous_but_for_what_is_unexercise
     assert superfluous(policies, [], [*pages, Unexercised("Role", "logs:PutLogEvents", "a page")]) == []
 
 
+def test_one_of_two_resources_may_be_unexercised() -> None:
+    policies = {"Role": [allow("dynamodb:GetItem", [TABLE, OTHER])]}
+    entry = Unexercised("Role", "dynamodb:GetItem", "a page", resource="*-of-others")
+    assert superfluous(policies, asked(request("dynamodb:GetItem")), [entry]) == []
+    assert stale(policies, asked(request("dynamodb:GetItem")), [entry]) == []
+    assert superfluous(policies, asked(request("dynamodb:GetItem", OTHER)), [entry]) == [
+        f"Role: dynamodb:GetItem on {TABLE}"
+    ]
+
+
 def test_entry_for_what_is_not_granted_or_is_exercised_is_stale() -> None:
     policies = {"Role": [allow("dynamodb:GetItem"), allow("logs:PutLogEvents", "*")]}
     entries = [
@@ -87,8 +97,8 @@ def test_entry_for_what_is_not_granted_or_is_exercised_is_stale() -> None:
         for action in ("dynamodb:GetItem", "logs:PutLogEvents", "logs:CreateLogStream")
     ]
     assert stale(policies, asked(request("dynamodb:GetItem")), entries) == [
-        "Role: dynamodb:GetItem",
-        "Role: logs:CreateLogStream",
+        "Role: dynamodb:GetItem on *",
+        "Role: logs:CreateLogStream on *",
     ]
 
 
