@@ -119,7 +119,13 @@ def _requests(integration: re.Match[str], arguments: Mapping[str, Any]) -> Itera
     known = stepfunctions._AWS_SDK_SERVICE_MAP[service]
     key, operation = known.get("service_key", service), action[0].upper() + action[1:]
     body = json.dumps(stepfunctions._sdk_json_params(known, key, operation, arguments)).encode()
-    request = ("POST", "/", {"x-amz-target": f"{known['target_prefix']}.{operation}"}, body, {})
+    request: tuple[Any, ...] = (
+        "POST",
+        "/",
+        {"x-amz-target": f"{known['target_prefix']}.{operation}"},
+        body,
+        {},
+    )
     name = iam_actions.extract_iam_action(key, *request)
     target = iam_actions.extract_resource_arn(key, *request, get_region(), get_account_id())
     context = iam_actions.request_tag_context(key, name, body, {})
