@@ -3,6 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 AWS_CDK := aws-cdk@2.1148.1
 AWS_CLI := awscli==1.46.3
+ASL_VALIDATOR := asl-validator@4.0.0
 
 .PHONY: setup demo test check bench fix generate clean
 
@@ -12,7 +13,7 @@ demo: setup
 	./lockstep demo
 
 # Static checks, then the tests on both cores, then those that run the whole chain, one after another.
-test: check .tools/aws/.installed .tools/cdk/.installed
+test: check .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure tests/integration
 	$(BIN)/python -m pytest -q tests/e2e
 
@@ -24,11 +25,12 @@ check: setup
 	$(BIN)/python -m contract.schema --check
 	$(BIN)/python -m tests.generated_code
 
-# Not on a machine that does other things: about 30 minutes, and the figures are this machine's. Parts of it, in minutes:
+# Not on a machine that does other things: about 35 minutes, and the figures are this machine's. Parts of it, in minutes:
 # `python -m bench --quick --only lockstep-tcp,raw-tcp --sizes 62k --workers 1`.
 bench: setup .tools/bench/.installed
 	$(BIN)/python -m bench epoch --output bench/results
 	$(BIN)/python -m bench instrumentation --output bench/results
+	$(BIN)/python -m bench parts --output bench/results
 	$(BIN)/python -m bench blocks --output bench/results
 	$(BIN)/python -m bench memory --output bench/results
 	$(BIN)/python -m bench compression --output bench/results
@@ -64,6 +66,11 @@ clean:
 .tools/cdk/.installed: Makefile .venv/.installed
 	mkdir -p .tools/cdk
 	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --silent --no-fund --no-audit --prefix .tools/cdk $(AWS_CDK)
+	touch $@
+
+.tools/asl/.installed: Makefile .venv/.installed
+	mkdir -p .tools/asl
+	PATH="$(CURDIR)/$(BIN):$$PATH" npm install --silent --no-fund --no-audit --prefix .tools/asl $(ASL_VALIDATOR)
 	touch $@
 
 # Ray brings pins that are none of ours: it has an environment of its own. Where it does not install, the bench says so

@@ -15,10 +15,11 @@ from typing import Any, NoReturn
 
 from rich.console import Console
 
-from bench import blocks, compression, epoch, instrumentation, memory, push_pull
+from bench import blocks, compression, epoch, instrumentation, memory, parts, push_pull
 from bench.case import SIZES, RoundFailed
+from bench.demands import NOT_MEASURED, Demand
 from bench.registry import SYSTEMS
-from bench.report import file_name, write_report
+from bench.report import file_name, read_results, write_report
 from bench.workload import WORKLOADS
 
 ROOT = Path(__file__).parents[1]
@@ -36,14 +37,15 @@ class _Budget:
 
 
 BUDGETS = {
-    "push-pull": (_Budget(9, 0.5, 15), _Budget(3, 0.3, 5)),
-    "epoch": (_Budget(9, 0, 4), _Budget(3, 0, 2)),
+    "push-pull": (_Budget(9, 0.5, 17), _Budget(3, 0.3, 5)),
+    "parts": (_Budget(0, 0, 0), _Budget(0, 0, 0)),
+    "epoch": (_Budget(9, 0, 6), _Budget(3, 0, 2)),
     "instrumentation": (_Budget(120, 0, 0), _Budget(10, 0, 0)),
     "blocks": (_Budget(9, 0.3, 2), _Budget(3, 0.1, 0.5)),
     "memory": (_Budget(4, 0, 0), _Budget(2, 0, 0)),
-    "compression": (_Budget(5, 0, 1.5), _Budget(3, 0, 0.5)),
+    "compression": (_Budget(5, 0, 5), _Budget(3, 0, 0.5)),
 }
-"""What can be measured, in full and quick. All of it in full: about 30 minutes."""
+"""What can be measured, in full and quick. All of it in full: about 35 minutes."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -54,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         if arguments.what == "report":
-            write_report(RESULTS, ROOT / "docs")
+            say_what_is_missing(write_report(read_results(RESULTS), ROOT / "docs"), console)
             return 0
         return _measure(arguments, console)
     except RoundFailed as error:
@@ -92,9 +94,9 @@ def _complete(arguments: argparse.Namespace, budget: _Budget) -> None:
     """Fill in what was not said."""
     quick: bool = arguments.quick
     arguments.only = arguments.only or list(SYSTEMS)
-    arguments.workloads = arguments.workloads or ["digits-cnn", "cifar-cnn"]
+    arguments.workloads = arguments.workloads or (["digits-cnn", "cifar-cnn"] if quick else list(WORKLOADS))
     if arguments.what == "memory":
-        arguments.sizes = arguments.sizes or (["1M"] if quick else ["11.2M"])
+        arguments.sizes = arguments.sizes or (["1M"] if quick else ["1M", "11.2M"])
         arguments.workers = arguments.workers or ([4] if quick else [16])
     arguments.sizes = arguments.sizes or list(SIZES)
     arguments.workers = arguments.workers or ([1, 4] if quick else [1, 4, 16])
@@ -119,6 +121,8 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
             )
             outcome = push_pull.measure(plan, console)
             found, failed = push_pull.as_json(plan, outcome), bool(outcome.failed)
+        case "parts":
+            found = parts.measure(arguments.sizes, console)
         case "epoch":
             found = epoch.measure(arguments.workloads, rounds, minutes, console)
         case "instrumentation":
@@ -131,6 +135,14 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
             found = compression.measure(rounds, minutes, console)
     _write(arguments.output / file_name(arguments.what), found, console)
     return 1 if failed else 0
+
+
+def say_what_is_missing(demands: Sequence[Demand], console: Console) -> None:
+    """Loudly, and no more than that: a demand that is not met is a finding, not a failure of the report."""
+    for demand in demands:
+        if demand.met is False or demand.measured == NOT_MEASURED:
+            console.print("NOT MET" if demand.met is False else "NOT MEASURED", style="bold red", end=" ")
+            console.print(f"{demand.what}: {demand.demanded}; {demand.measured}", markup=False)
 
 
 def _write(path: Path, found: dict[str, Any], console: Console) -> None:

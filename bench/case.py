@@ -59,7 +59,11 @@ class Case:
     @property
     def expected_parameter(self) -> float:
         """What every parameter is at the end, having begun at zero with gradients of ones."""
-        return -LEARNING_RATE * self.workers * self.steps
+        return self.parameter_after(self.steps)
+
+    def parameter_after(self, updates: int) -> float:
+        """The same, after so many updates of each worker."""
+        return -LEARNING_RATE * self.workers * updates
 
 
 @dataclass(frozen=True)
@@ -107,3 +111,8 @@ class System(ABC):
     @abstractmethod
     def run_round(self, case: Case, timeout_seconds: float) -> Sample:
         """Start everything, warm up, measure, stop everything. Raises RoundFailed."""
+
+    def run_laps(self, case: Case, laps: int, timeout_seconds: float) -> list[Sample]:
+        """A round; of what starts slowly the timed part, `laps` times over. Raises RoundFailed."""
+        del laps
+        return [self.run_round(case, timeout_seconds)]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parallel import DistributedDataParallel
 
+from bench.substitution import set_synthetic_samples
 from bench.workload import Epoch, Workload
 from contract.catalogue import images_of
 from runtime.dataset import load_dataset
@@ -24,6 +25,8 @@ from runtime.split import Split
 
 def train(pipe: "Connection[Any, Any]", workload: Workload, rank: int, rendezvous: Path) -> None:
     """Train one rank; sends its list of epochs."""
+    if workload.samples:
+        set_synthetic_samples(workload.samples)
     images = images_of(workload.dataset, workload.model)
     data = load_dataset(workload.dataset, images, "")
     sharding = Sharding(len(data.train), workload.workers, workload.batch_size, workload.seed)

@@ -7,8 +7,9 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from rich.console import Console
 
@@ -17,14 +18,20 @@ from bench.case import BOTH_MALLOCS, RoundFailed, Variant
 from bench.harness import Contestant, goes_on, share_of_time, shuffled, spread_of
 from bench.machine import machine
 from bench.processes import Processes
-from bench.training import train
+from bench.substitution import set_synthetic_samples
+from bench.training import run_task, train
 from bench.workload import WORKLOADS, Run, Workload, run_of, same_training
 from contract.catalogue import images_of
+from contract.exchange import Transport
 from runtime.model import build_model
 
-LOCKSTEP, DDP = "Lockstep sync", "PyTorch DDP (Gloo)"
-CONTESTANTS = [
-    Contestant(LOCKSTEP, Variant("tuned")),
+LOCKSTEP: Final[Mapping[str, Transport]] = {
+    "Lockstep sync (shared-memory)": "shared-memory",
+    "Lockstep sync (tcp)": "tcp",
+}
+DDP: Final = "PyTorch DDP (Gloo)"
+CONTESTANTS: Final = [
+    *(Contestant(name, Variant("tuned")) for name in LOCKSTEP),
     *(Contestant(DDP, variant) for variant in BOTH_MALLOCS),
 ]
 TIMEOUT_SECONDS = 600.0
@@ -55,8 +62,9 @@ def measure(names: Sequence[str], rounds: int, minutes: float, console: Console)
     rows: list[EpochRow] = []
     for number, name in enumerate(names):
         until = share_of_time(time.monotonic(), deadline, len(names) - number)
-        console.print(f"[bold]whole training: {name}[/], {WORKLOADS[name].workers} workers")
-        found = rows_of(name, WORKLOADS[name], _runs(WORKLOADS[name], rounds, until, console))
+        workload = WORKLOADS[name]
+        console.print(f"[bold]whole training: {name}[/], {workload.workers} workers")
+        found = rows_of(name, workload, _runs(workload, workload.rounds or rounds, until, console))
         rows += found
         for row in found:
             console.print(
@@ -84,7 +92,7 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
         system: min((who for who in spreads if who.system == system), key=lambda who: spreads[who].median)
         for system in dict.fromkeys(who.system for who in spreads)
     }
-    parameters = _parameters(workload)
+    parameters = parameters_of(workload)
     return [
         EpochRow(
             workload=name,
@@ -105,7 +113,8 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
     ]
 
 
-def _parameters(workload: Workload) -> int:
+def parameters_of(workload: Workload) -> int:
+    """Of its model."""
     model = build_model(workload.model, images_of(workload.dataset, workload.model), workload.seed)
     return sum(part.numel() for part in model.parameters())
 
@@ -118,10 +127,16 @@ def _runs(workload: Workload, rounds: int, until: float, console: Console) -> di
             for contestant in shuffled(CONTESTANTS, seed=done):
                 status.update(f"round {done + 1} of at most {rounds}: {contestant.system}")
                 with tempfile.TemporaryDirectory(prefix="lockstep-bench-") as folder:
-                    run = train_lockstep if contestant.system == LOCKSTEP else train_ddp
-                    runs[contestant].append(run(workload, contestant.variant, Path(folder)))
+                    runs[contestant].append(train_as(contestant, workload, Path(folder)))
             done += 1
     return runs
+
+
+def train_as(contestant: Contestant, workload: Workload, folder: Path) -> Run:
+    """One run. Raises RoundFailed."""
+    if contestant.system == DDP:
+        return train_ddp(workload, contestant.variant, folder)
+    return train_lockstep(workload, LOCKSTEP[contestant.system], folder)
 
 
 def train_ddp(workload: Workload, variant: Variant, folder: Path) -> Run:
@@ -134,8 +149,14 @@ def train_ddp(workload: Workload, variant: Variant, folder: Path) -> Run:
         return run_of([processes.receive(rank) for rank in ranks])
 
 
-def train_lockstep(workload: Workload, variant: Variant, folder: Path) -> Run:
-    """One run of Lockstep's. Raises RoundFailed."""
-    del variant  # its tasks tune malloc themselves
-    trained, _ = train(workload.environment(), folder)
+def train_lockstep(workload: Workload, transport: Transport, folder: Path) -> Run:
+    """One run of Lockstep's, whose tasks tune malloc themselves. Raises RoundFailed."""
+    environment = workload.environment().model_copy(update={"transport": transport})
+    trained, _ = train(environment, folder, _run_task, workload.samples)
     return run_of(trained.epochs)
+
+
+def _run_task(pipe: "Connection[Any, Any]", role: str, environ: dict[str, str], samples: int | None) -> None:
+    if samples:
+        set_synthetic_samples(samples)
+    run_task(pipe, role, environ)

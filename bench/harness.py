@@ -21,6 +21,9 @@ After them each system goes on in its fastest variant alone.
 MIN_UPDATES = 2
 """Of each worker in a round, however slow a system is."""
 
+FEW_WORKERS = 4
+"""What starts slowly is started several times with so many workers, and once with more."""
+
 
 @dataclass(frozen=True)
 class Contestant:
@@ -49,6 +52,7 @@ class Row:
     workers: int
     variant: str
     rounds: int
+    """Or laps of one, where starting takes too long."""
     updates_per_second: float
     updates_per_second_quartiles: tuple[float, float]
     bytes_per_second: float
@@ -95,9 +99,14 @@ def goes_on(done: int, wanted: int, *, in_time: bool) -> bool:
 
 def rounds_for(wanted: int, workers: int, *, slow_start: bool) -> int:
     """At most so many rounds: fewer where each takes long to start."""
-    if workers == 1:
-        return min(wanted, MIN_ROUNDS) if slow_start else wanted
-    return 1 if slow_start and workers > 4 else min(wanted, MIN_ROUNDS)
+    if not slow_start:
+        return wanted
+    return min(wanted, MIN_ROUNDS) if workers <= FEW_WORKERS else 1
+
+
+def laps_for(workers: int, *, slow_start: bool) -> int:
+    """Laps of a round: where there is but one, several, so that it has a median."""
+    return MIN_ROUNDS if slow_start and workers > FEW_WORKERS else 1
 
 
 def share_of_time(now: float, deadline: float, left: float) -> float:

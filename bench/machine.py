@@ -5,6 +5,7 @@ Runs in the bench's main process. No host name: figures are about a kind of mach
 
 import os
 import platform
+from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
 
@@ -14,9 +15,10 @@ from runtime.process import host_facts
 
 
 def machine() -> dict[str, Any]:
-    """What must be known to compare figures of two machines."""
+    """What must be known to compare figures of two machines, or of two days."""
     facts = host_facts()
     return {
+        "date": datetime.now(UTC).date().isoformat(),
         "cpu_model": facts["cpu_model"],
         "cores": facts["cpu_count"],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9, 1),

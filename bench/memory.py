@@ -21,10 +21,17 @@ from bench.machine import machine
 from bench.round import warm
 from bench.systems.lockstep import Lockstep
 from contract.aggregation import Mode
-from contract.exchange import Transport
+from contract.exchange import Compression, Transport
 
 MODES: Final = (Mode.ASYNC, Mode.SYNC)
-TRANSPORTS: Final[tuple[Transport, ...]] = ("tcp", "shared-memory")
+COMPRESSED: Final[Compression] = "fp16"
+"""Any codec has the server keep what the workers hold; this one takes the least time."""
+
+WAYS: Final[tuple[tuple[Transport, Compression], ...]] = (
+    ("tcp", "none"),
+    ("shared-memory", "none"),
+    ("tcp", COMPRESSED),
+)
 MOMENTUM: Final = 0.75
 LONGER: Final = 3
 """Times as many steps: what queued up in some of them would show."""
@@ -46,10 +53,11 @@ class Peaks:
 
 @dataclass(frozen=True)
 class MemoryRow:
-    """Figures of one mode and transport; sizes in models, of 4 bytes a parameter."""
+    """Figures of one mode and way to travel; sizes in models, of 4 bytes a parameter."""
 
     mode: str
     transport: str
+    compression: str
     parameters: int
     workers: int
     steps: int
@@ -63,13 +71,22 @@ class MemoryRow:
 
 
 def row_of(
-    short: Peaks, long: Peaks, *, mode: Mode, transport: str, parameters: int, workers: int, steps: int
+    short: Peaks,
+    long: Peaks,
+    *,
+    mode: Mode,
+    transport: str,
+    compression: str,
+    parameters: int,
+    workers: int,
+    steps: int,
 ) -> MemoryRow:
     """`long`: of a round of LONGER times the `steps`."""
     model = 4 * parameters
     return MemoryRow(
         mode=mode.value,
         transport=transport,
+        compression=compression,
         parameters=parameters,
         workers=workers,
         steps=steps,
@@ -83,14 +100,15 @@ def row_of(
 
 
 def measure(sizes: Sequence[str], counts: Sequence[int], steps: int, console: Console) -> dict[str, Any]:
-    """Measure both modes over both transports; returns what is written down. Raises RoundFailed.
+    """Measure both modes in all WAYS; returns what is written down. Raises RoundFailed.
 
     `steps`: of each of so many workers, in the shorter round; 2 or more.
     """
     rows: list[MemoryRow] = []
-    for size, workers, mode, transport in product(sizes, counts, MODES, TRANSPORTS):
-        system = Lockstep(transport, mode=mode, momentum=MOMENTUM)
-        with console.status(f"memory: {size} parameters, {workers} workers, {mode}, {transport}"):
+    for size, workers, mode, (transport, compression) in product(sizes, counts, MODES, WAYS):
+        system = Lockstep(transport, mode=mode, momentum=MOMENTUM, compression=compression)
+        way = f"{mode}, {transport}, {compression}"
+        with console.status(f"memory: {size} parameters, {workers} workers, {way}"):
             short, long = (
                 peaks_of(system, SIZES[size], workers, updates) for updates in (steps, LONGER * steps)
             )
@@ -99,13 +117,14 @@ def measure(sizes: Sequence[str], counts: Sequence[int], steps: int, console: Co
             long,
             mode=mode,
             transport=transport,
+            compression=compression,
             parameters=SIZES[size],
             workers=workers,
             steps=steps,
         )
         rows.append(row)
         console.print(
-            f"  {row.mode}, {row.transport}: {row.resident:.2f} models resident, {row.private:.2f} private;"
+            f"  {way}: {row.resident:.2f} models resident, {row.private:.2f} private;"
             f" after {LONGER} times the steps {row.longer_resident:.2f} and {row.longer_private:.2f}"
         )
     return {

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from bench.case import SIZES
+from bench.tables import label_of, size_name, workers_text
 
 OURS, PEERS, LIMIT = "#0b6e4f", "#9aa5b1", "#d9a441"
 
@@ -21,8 +21,7 @@ def plot_push_pull(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write an SVG with bars for medians and whiskers for quartiles."""
     sizes = list(dict.fromkeys(row["parameters"] for row in rows))
     counts = list(dict.fromkeys(row["workers"] for row in rows))
-    labels = list(dict.fromkeys(f"{row['system']} ({row['transport']})" for row in rows))
-    names = {parameters: name for name, parameters in SIZES.items()}
+    labels = list(dict.fromkeys(label_of(row) for row in rows))
     # Fixed ids, text as text, no date: a change of the file is a change of a figure.
     with mpl.rc_context({"svg.hashsalt": "lockstep", "svg.fonttype": "none", "font.size": 8}):
         figure = Figure(figsize=(3.2 * len(counts) + 1.4, (0.2 * len(labels) + 0.55) * len(sizes) + 0.3))
@@ -32,8 +31,8 @@ def plot_push_pull(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
                 panel = panels[line][column]
                 chosen = [r for r in rows if (r["parameters"], r["workers"]) == (parameters, workers)]
                 _draw(panel, chosen, labels)
-                title = f"{names.get(parameters, parameters)} parameters, {workers} worker"
-                panel.set_title(title + "s" * (workers > 1), fontsize=8)
+                title = f"{size_name(parameters)} parameters, {workers_text(workers)}"
+                panel.set_title(title, fontsize=8)
                 if line == len(sizes) - 1:
                     panel.set_xlabel("updates/s (median, quartiles)")
         figure.tight_layout()
@@ -43,7 +42,7 @@ def plot_push_pull(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 def _draw(panel: Axes, rows: Sequence[Mapping[str, Any]], labels: Sequence[str]) -> None:
     for row in rows:
-        place = labels.index(f"{row['system']} ({row['transport']})")
+        place = labels.index(label_of(row))
         middle = row["updates_per_second"]
         lower, upper = row["updates_per_second_quartiles"]
         colour = LIMIT if row["system"].startswith("raw TCP") else PEERS

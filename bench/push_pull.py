@@ -19,6 +19,7 @@ from bench.harness import (
     Row,
     fastest_variants,
     goes_on,
+    laps_for,
     median_rates,
     pilot_updates,
     rounds_for,
@@ -180,7 +181,7 @@ class _Configuration:
         rates = {who: rate for who, rate in self._known.items() if who.system == name}
         if not rates:
             for variant in system.variants:
-                if sample := self._pilot(who := Contestant(name, variant)):
+                for sample in self._pilot(who := Contestant(name, variant)):
                     rates[who] = sample.updates_per_second
             if system.slow_start:
                 rates = {who: rates[who] for who in fastest_variants(rates).values()}
@@ -193,23 +194,26 @@ class _Configuration:
         fastest = fastest_variants(median_rates(self._samples)).values()
         self._updates = {who: updates for who, updates in self._updates.items() if who in fastest}
 
-    def _pilot(self, contestant: Contestant) -> Sample | None:
-        return self._try(contestant, warm_up=2, updates=pilot_updates(self._parameters))
+    def _pilot(self, contestant: Contestant) -> list[Sample]:
+        return self._try(contestant, warm_up=2, updates=pilot_updates(self._parameters), laps=1)
 
     def _round(self, contestant: Contestant) -> None:
         updates = self._updates[contestant]
-        if sample := self._try(contestant, warm_up=warm_up_of(updates), updates=updates):
-            self._samples[contestant].append(sample)
+        slow = self._systems[contestant.system].slow_start
+        laps = laps_for(self._workers, slow_start=slow)
+        if samples := self._try(contestant, warm_up=warm_up_of(updates), updates=updates, laps=laps):
+            self._samples[contestant] += samples
         else:
             del self._samples[contestant], self._updates[contestant]
 
-    def _try(self, contestant: Contestant, warm_up: int, updates: int) -> Sample | None:
+    def _try(self, contestant: Contestant, warm_up: int, updates: int, laps: int) -> list[Sample]:
+        """A sample per lap; none where the system failed, which is then told."""
         system = self._systems[contestant.system]
         # Of a cluster that was killed, something may still be writing.
         with tempfile.TemporaryDirectory(prefix="lockstep-bench-", ignore_cleanup_errors=True) as folder:
             case = Case(self._parameters, self._workers, contestant.variant, warm_up, updates, Path(folder))
             try:
-                return system.run_round(case, ROUND_TIMEOUT_SECONDS)
+                return system.run_laps(case, laps, ROUND_TIMEOUT_SECONDS)
             except RoundFailed as error:
                 self._console.print(f"[bold red]FAILED {system.label}, {contestant.variant}: {error}[/]")
                 self._outcome.failed.append(
@@ -221,4 +225,4 @@ class _Configuration:
                         "reason": str(error),
                     }
                 )
-                return None
+                return []

@@ -18,6 +18,7 @@ LIMIT = "raw-tcp"
 SYSTEMS: Mapping[str, System] = {
     LIMIT: RawTcp(),
     "lockstep-tcp": Lockstep("tcp"),
+    "lockstep-tls": Lockstep("tcp", tls=True),
     "lockstep-shared-memory": Lockstep("shared-memory"),
     "torch-rpc": TorchRpc(),
     "torch-rpc-tcp": TorchRpcTcp(),

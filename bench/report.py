@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from bench import sections
+from bench.demands import Demand, demands_of, demands_section
 from bench.plot import plot_push_pull
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "push-pull": sections.push_pull_section,
+    "parts": sections.parts_section,
     "epoch": sections.epoch_section,
     "instrumentation": sections.instrumentation_section,
     "blocks": sections.blocks_section,
@@ -22,22 +24,43 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 }
 """By what was measured, as the command line calls it; so are the markers."""
 
+DEMANDS = "demands"
+"""The marker of what is computed from all of them."""
+
+UNSAID: Mapping[str, Mapping[str, Any]] = {
+    "memory": {"compression": "none"},
+    "compression": {"mode": "sync", "accuracy_interval": None},
+}
+"""What rows of results were before there was anything else, and so do not say."""
+
 
 def file_name(what: str) -> str:
     """Of the results of a measurement."""
     return f"{what.replace('-', '_')}.json"
 
 
-def write_report(results: Path, docs: Path) -> None:
-    """Fill in docs/benchmarks.md and draw docs/images/push_pull.svg from the results that there are."""
+def read_results(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was measured → what was found, of all that there is."""
+    results = {}
+    for what in SECTIONS:
+        path = folder / file_name(what)
+        if path.exists():
+            found = json.loads(path.read_text(encoding="utf-8"))
+            found["rows"] = [{**UNSAID.get(what, {}), **row} for row in found["rows"]]
+            results[what] = found
+    return results
+
+
+def write_report(results: Mapping[str, Mapping[str, Any]], docs: Path) -> list[Demand]:
+    """Fill in docs/benchmarks.md and draw docs/images/push_pull.svg; returns what must be shown."""
     page = docs / "benchmarks.md"
-    text = page.read_text(encoding="utf-8")
-    for what, section in SECTIONS.items():
-        if found := _read(results / file_name(what)):
-            text = filled(text, what, section(found))
-            if what == "push-pull":
-                plot_push_pull(found["rows"], docs / "images" / "push_pull.svg")
+    text = filled(page.read_text(encoding="utf-8"), DEMANDS, demands_section(results))
+    for what, found in results.items():
+        text = filled(text, what, SECTIONS[what](found))
+    if "push-pull" in results:
+        plot_push_pull(results["push-pull"]["rows"], docs / "images" / "push_pull.svg")
     page.write_text(text, encoding="utf-8")
+    return demands_of(results)
 
 
 def filled(text: str, name: str, content: str) -> str:
@@ -47,7 +70,3 @@ def filled(text: str, name: str, content: str) -> str:
     if not pattern.search(text):
         raise ValueError(f"the page lacks '{begin}' … '{end}'")
     return pattern.sub(lambda _: f"{begin}\n{content.strip()}\n{end}", text)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None

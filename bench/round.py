@@ -25,6 +25,9 @@ Update = Callable[[], Tensor]
 class ProcessSystem(System):
     """A system made of one server process and one process per worker."""
 
+    tolerance: float = 1e-5
+    """Relative, of the parameters at the end of a round."""
+
     @abstractmethod
     def serve(self, case: Case) -> AbstractContextManager[str]:
         """Serve parameters that begin at zero, within the context; gives the address. Runs in the server's process."""
@@ -93,7 +96,7 @@ class Crew:
             worker.pipe.send("go")
         laps: list[Lap] = [self.processes.receive(worker) for worker in self.workers]
         if self.system.applies:
-            _check(laps, self.system.expected_parameter(self.case))
+            _check(laps, self.system.expected_parameter(self.case), self.system.tolerance)
         return laps
 
 
@@ -112,10 +115,10 @@ def warm(system: ProcessSystem, case: Case, timeout_seconds: float) -> Iterator[
         yield Crew(system, case, processes, server, listening.idle, listening.idle_shares, workers)
 
 
-def _check(laps: list[Lap], expected: float) -> None:
+def _check(laps: list[Lap], expected: float, tolerance: float) -> None:
     """Raise RoundFailed unless the worker that was answered last has all gradients in its parameters."""
     for found in (min(lap.first for lap in laps), min(lap.last for lap in laps)):
-        if not math.isclose(found, expected, rel_tol=1e-5):
+        if not math.isclose(found, expected, rel_tol=tolerance):
             raise RoundFailed(f"wrong parameters: {found} after all updates; expected {expected}")
 
 

@@ -8,17 +8,21 @@ from typing import Any
 
 from bench.tables import (
     bytes_text,
+    label_of,
     machine_line,
     rounds_text,
     size_name,
     table,
     time_text,
+    training_of,
     with_quartiles,
     workers_text,
 )
 
 Rows = Sequence[Mapping[str, Any]]
 Found = Mapping[str, Any]
+
+PARTS = ("check_seconds", "apply_seconds", "copy_seconds")
 
 
 def push_pull_section(found: Found) -> str:
@@ -48,8 +52,8 @@ def size_table(rows: Rows) -> str:
     header += [f"of raw TCP, {workers_text(few)}", f"server CPU s/GB, {workers_text(few)}"]
     header += [f"server memory ÷ model, {workers_text(many)}", f"fastest as, {workers_text(few)}"]
     lines = []
-    for label in dict.fromkeys(_label(row) for row in rows):
-        own = {row["workers"]: row for row in rows if _label(row) == label}
+    for label in dict.fromkeys(label_of(row) for row in rows):
+        own = {row["workers"]: row for row in rows if label_of(row) == label}
         first, last = own.get(few), own.get(many)
         line = [_name(label)]
         line += [_rate(own[count]) if count in own else "–" for count in counts]
@@ -138,13 +142,13 @@ def blocks_section(found: Found) -> str:
 
 
 def memory_section(found: Found) -> str:
-    """Server memory in models; a line per mode and transport."""
+    """Server memory in models; a line per size, mode and way to travel."""
     rows: Rows = found["rows"]
-    header = ["mode, transport", "parameters", "workers", "resident", "private", "proportional"]
+    header = ["mode, transport, compression", "parameters", "workers", "resident", "private", "proportional"]
     header += ["times the steps", "resident then", "private then"]
     lines = [
         [
-            f"{row['mode']}, {row['transport']}",
+            f"{row['mode']}, {row['transport']}, {row['compression']}",
             size_name(row["parameters"]),
             str(row["workers"]),
             *(f"{row[name]:.1f}" for name in ("resident", "private", "proportional")),
@@ -157,31 +161,58 @@ def memory_section(found: Found) -> str:
 
 
 def compression_section(found: Found) -> str:
-    """Epochs, bytes and accuracy; a line per codec."""
+    """A table per training, a line per codec."""
     rows: Rows = found["rows"]
-    one = rows[0]
-    what = (
-        f"{one['model']} on {one['dataset']}, {one['parameters']:,} parameters, {workers_text(one['workers'])},"
-        f" {one['epochs']} epochs, {one['mbit_per_second']:g} Mbit/s each way, {one['seeds']} seeds;"
-        f" topk sends {found['settings']['topk_ratio']:.0%}."
+    parts = [f"{machine_line(found['machine'])} topk sends {found['settings']['topk_ratio']:.0%}."]
+    for training in dict.fromkeys(map(training_of, rows)):
+        own = [row for row in rows if training_of(row) == training]
+        parts.append(f"{_training(own[0])}\n\n{_codecs_table(own)}")
+    return "\n\n".join(parts)
+
+
+def _training(row: Mapping[str, Any]) -> str:
+    return (
+        f"**{training_of(row)}**: {row['parameters']:,} parameters,"
+        f" {workers_text(row['workers'])}, {row['epochs']} epochs, {row['mbit_per_second']:g} Mbit/s each way,"
+        f" {row['seeds']} seeds."
     )
+
+
+def _codecs_table(rows: Rows) -> str:
     header = ["compression", "s/epoch", "times shorter", "bytes a step and worker", "accuracy"]
-    header += ["difference, points", "least and greatest of the seeds"]
-    lines = []
-    for row in rows:
-        least, greatest = row["accuracy_differences"]
-        lines.append(
-            [
-                row["compression"],
-                with_quartiles(row["epoch_seconds"], row["epoch_seconds_quartiles"]),
-                f"{row['times_shorter']:.1f}",
-                bytes_text(row["bytes_per_step"]),
-                f"{row['accuracy']:.2f} %",
-                f"{row['accuracy_difference']:+.2f}",
-                f"{least:+.2f}, {greatest:+.2f}",
-            ]
-        )
-    return f"{machine_line(found['machine'])} {what}\n\n{table(header, lines)}"
+    header += ["difference, points", "95 % over seeds", "least and greatest of the seeds"]
+    lines = [
+        [
+            row["compression"],
+            with_quartiles(row["epoch_seconds"], row["epoch_seconds_quartiles"]),
+            f"{row['times_shorter']:.1f}",
+            bytes_text(row["bytes_per_step"]),
+            f"{row['accuracy']:.2f} %",
+            f"{row['accuracy_difference']:+.2f}",
+            _range(row["accuracy_interval"]),
+            _range(row["accuracy_differences"]),
+        ]
+        for row in rows
+    ]
+    return table(header, lines)
+
+
+def parts_section(found: Found) -> str:
+    """What the server does beside carrying bytes; a line per size."""
+    header = ["parameters", "finite values", "apply", "copy", "together"]
+    lines = [
+        [
+            size_name(row["parameters"]),
+            *(time_text(row[name]) for name in PARTS),
+            time_text(sum(row[name] for name in PARTS)),
+        ]
+        for row in found["rows"]
+    ]
+    return f"{machine_line(found['machine'])}\n\n{table(header, lines)}"
+
+
+def _range(ends: Sequence[float] | None) -> str:
+    return "–" if ends is None else f"{ends[0]:+.2f} to {ends[1]:+.2f}"
 
 
 def _block(length: int) -> str:
@@ -205,10 +236,6 @@ def _workload(row: Mapping[str, Any]) -> str:
 
 def _name(label: str) -> str:
     return f"**{label}**" if label.startswith("Lockstep") else label
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    return f"{row['system']} ({row['transport']})"
 
 
 def _rate(row: Mapping[str, Any]) -> str:

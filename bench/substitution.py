@@ -1,4 +1,4 @@
-"""What the bench replaces in the runtime for experiments on it: the length of blocks, and what measures.
+"""What the bench replaces in the runtime for experiments on it: lengths of blocks and data sets, and what measures.
 
 Runs in the children of a round, before they serve, connect or train: what is replaced stays so until the process ends.
 The one place of the bench that depends on how the runtime is written inside.
@@ -13,20 +13,20 @@ from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-from runtime import aggregation, blocks, data_connection, training
+from runtime import blocks, data_connection, dataset, training
 from runtime.accounting import Accounting
 from runtime.exchange import Ready, Ticket
 from runtime.frames import Stream
 from runtime.membership import Membership
 from runtime.state import ServerState
 
-CLOCKED: Final = (aggregation, data_connection, training)
-"""Modules that read the clock for nothing but figures; the state is told its clock."""
+CLOCKED: Final = (data_connection, training)
+"""Modules that read the clock for nothing but figures; the state is told its clock, and tells the blocks."""
 
 CALLS: Final = ("update", "wait", "drop", "repeat")
 """Methods of Accounting that a push calls. The others are called once a training, or once in two seconds."""
 
-SENDS, RECEIVES, CLOCK, ALL_TRAINING = "sends", "frames received", "clock", "all_training"
+SENDS, RECEIVES, CLOCK, ALL_TRAINING = "sends", "pieces received", "clock", "all_training"
 """Beside CALLS: what is counted."""
 
 
@@ -34,6 +34,11 @@ def set_block_length(elements: int) -> None:
     """Have vectors cut into blocks of so many elements."""
     for name in ("BLOCK_LENGTH", "WHOLE_LENGTH"):
         vars(blocks)[name] = elements
+
+
+def set_synthetic_samples(count: int) -> None:
+    """Have synthetic data be of so many images to learn from, and a quarter as many to test."""
+    vars(dataset).update(SYNTHETIC_TRAIN=count, SYNTHETIC_TEST=count // 4)
 
 
 class Measuring(Enum):
@@ -48,9 +53,9 @@ class Measuring(Enum):
 class Instrumentation:
     """The runtime's instrumentation in this process, which can be turned off and on between steps.
 
-    Off: the clock of CLOCKED and of the server's state stands still; CALLS do nothing; `Membership.all_training`,
-    which only the accounting asks, is constant. Not off: counters of bytes, and the addition of differences of a
-    clock that stands still. Make one before any ServerState is made.
+    Off: the clock of CLOCKED and of the server's state and blocks stands still; CALLS do nothing;
+    `Membership.all_training`, which only the accounting asks, is constant. Not off: counters of bytes, and the
+    addition of differences of a clock that stands still. Make one before any ServerState is made.
     """
 
     def __init__(self) -> None:
@@ -60,7 +65,7 @@ class Instrumentation:
         cast("dict[str, Any]", ServerState.__init__.__kwdefaults__)["clock"] = self._now
         self._originals: dict[str, Any] = {name: vars(Accounting)[name] for name in CALLS}
         self._all_training = vars(Membership)["all_training"]
-        self._streams = {name: vars(Stream)[name] for name in ("_send", "receive")}
+        self._streams = {name: vars(Stream)[name] for name in ("_send", "receive_into")}
         self._counters: dict[str, Iterator[int]] = {}
 
     def turn(self, measuring: Measuring) -> None:
@@ -103,7 +108,7 @@ class Instrumentation:
         get_all_training = self._counted(ALL_TRAINING, self._all_training.fget)
         streams = {
             "_send": self._counted(SENDS, self._streams["_send"]),
-            "receive": self._counted(RECEIVES, self._streams["receive"]),
+            "receive_into": self._counted(RECEIVES, self._streams["receive_into"]),
         }
         calls = {name: self._counted(name, method) for name, method in self._originals.items()}
         self._put(self._counted(CLOCK, time.monotonic), calls, property(get_all_training), streams)

@@ -18,13 +18,24 @@ def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def machine_line(machine: Mapping[str, Any]) -> str:
-    """One sentence that names the machine."""
+    """When it was measured, where that was written down, and a sentence that names the machine."""
     ray = f", Ray {machine['ray']}" if machine["ray"] else ""
+    measured = f"Measured on {machine['date']}. " if "date" in machine else ""
     return (
-        f"Machine: {machine['cpu_model']}, {machine['cores']} cores, {machine['memory_gb']} GB;"
+        f"{measured}Machine: {machine['cpu_model']}, {machine['cores']} cores, {machine['memory_gb']} GB;"
         f" {machine['kernel']}, {machine['libc']}; Python {machine['python']}, torch {machine['torch']},"
         f" gRPC {machine['grpc']}{ray}; {machine['threads_per_process']} torch thread per process."
     )
+
+
+def label_of(row: Mapping[str, Any]) -> str:
+    """A system and its transport, as tables and plots call it."""
+    return f"{row['system']} ({row['transport']})"
+
+
+def training_of(row: Mapping[str, Any]) -> str:
+    """What was trained, and how gradients were aggregated."""
+    return f"{row['model']} on {row['dataset']}, {row['mode']}"
 
 
 def size_name(parameters: int) -> str:

@@ -53,9 +53,18 @@ class Trained:
     @property
     def bytes_per_step(self) -> float:
         """What one worker sent and received, on average."""
-        summaries = [r for rank in self.workers for r in rank if isinstance(r, WorkerSummary)]
-        travelled = sum(summary.sent_bytes + summary.received_bytes for summary in summaries)
-        return travelled / sum(summary.steps for summary in summaries)
+        travelled = sum(summary.sent_bytes + summary.received_bytes for summary in self._summaries)
+        return travelled / sum(summary.steps for summary in self._summaries)
+
+    @property
+    def accuracy(self) -> float:
+        """Of the final parameters on the whole test set, per cent."""
+        for summary in self._summaries:
+            if summary.final_test_correct is not None and summary.final_test_samples:
+                return 100 * summary.final_test_correct / summary.final_test_samples
+        # Those that the last epoch's shares were tested with are the final ones.
+        last = [epochs[-1] for epochs in self.by_rank]
+        return 100 * sum(e.test_correct for e in last) / sum(e.test_samples for e in last)
 
     @property
     def epochs(self) -> list[list[Epoch]]:
@@ -67,6 +76,10 @@ class Trained:
             ]
             for rank in self.by_rank
         ]
+
+    @property
+    def _summaries(self) -> list[WorkerSummary]:
+        return [record for rank in self.workers for record in rank if isinstance(record, WorkerSummary)]
 
 
 def run_task(pipe: "Connection[Any, Any]", role: str, environ: dict[str, str]) -> None:

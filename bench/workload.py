@@ -23,6 +23,10 @@ class Workload:
     learning_rate: float = 0.02
     momentum: float = 0.75
     seed: int = 0
+    samples: int | None = None
+    """Synthetic images to learn from, where fewer will do than the runtime makes."""
+    rounds: int | None = None
+    """Runs of each system, where fewer must do than of other workloads."""
 
     def environment(self) -> TaskEnvironment:
         """The settings as a task has them."""
@@ -44,7 +48,9 @@ class Workload:
 WORKLOADS = {
     "digits-cnn": Workload(Dataset.DIGITS, ModelName.DIGITS_CNN, batch_size=16, epochs=6),
     "cifar-cnn": Workload(Dataset.SYNTHETIC, ModelName.CIFAR_CNN, batch_size=32, epochs=4),
-    "resnet18": Workload(Dataset.SYNTHETIC, ModelName.RESNET18, batch_size=32, epochs=2),
+    "resnet18": Workload(
+        Dataset.SYNTHETIC, ModelName.RESNET18, batch_size=4, epochs=3, samples=256, rounds=2
+    ),
 }
 
 

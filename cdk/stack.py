@@ -8,6 +8,7 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
+from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
@@ -34,7 +35,7 @@ class LockstepStack(cdk.Stack):
             vpc=self.network.vpc,
             checkpoint_location=self.storage.checkpoint_location,
         )
-        plan, judge, reconcile, publish = self._state_functions()
+        plan, judge, reconcile, publish, conclude = self._state_functions()
         self.workflow = Workflow(
             self,
             "Workflow",
@@ -47,10 +48,12 @@ class LockstepStack(cdk.Stack):
                 "JudgeExperimentFunction": judge,
                 "ReconcileMetricsFunction": reconcile,
                 "PublishReportFunction": publish,
+                "ConcludeStudyFunction": conclude,
             },
         )
         self._add_ingestion()
-        self._add_sweeper()
+        self._add_sweeper(publish)
+        self._add_deletion()
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
         self._let_servers_keep_checkpoints()
@@ -76,11 +79,11 @@ class LockstepStack(cdk.Stack):
             environment=self._environment(),
             timeout_seconds=60,
         )
-        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem")
+        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
-            environment=self._environment(CLUSTER_ARN=self.training.cluster.cluster_arn),
+            environment=self._environment(**self._task_environment()),
             timeout_seconds=240,
         )
         table.grant(judge, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
@@ -89,7 +92,7 @@ class LockstepStack(cdk.Stack):
             "reconcile_metrics",
             description="Account for every metric record of a study",
             environment=self._environment(
-                LOG_GROUP_NAME=log_group.log_group_name, PATIENCE_SECONDS=self._delivery_patience()
+                **self._task_environment(), PATIENCE_SECONDS=self._delivery_patience()
             ),
             timeout_seconds=600,
             memory_mib=512,
@@ -102,6 +105,8 @@ class LockstepStack(cdk.Stack):
             "dynamodb:BatchWriteItem",
         )
         log_group.grant(reconcile, "logs:FilterLogEvents")
+        self._grant_task_control(reconcile)
+        self._grant_task_logs(judge, reconcile)
         publish = self.functions.function(
             "publish_report",
             description="Draw a study's report and put it into the bucket",
@@ -113,13 +118,24 @@ class LockstepStack(cdk.Stack):
             memory_mib=2048,
             layers=[self.functions.report_layer],
         )
-        table.grant(publish, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
+        table.grant(publish, "dynamodb:GetItem", "dynamodb:Query")
         publish.add_to_role_policy(
             iam.PolicyStatement(
                 actions=["s3:PutObject"], resources=[self.storage.bucket.arn_for_objects(f"{STUDIES}/*")]
             )
         )
-        return [plan, judge, reconcile, publish]
+        return [plan, judge, reconcile, publish, self._conclude_function()]
+
+    def _conclude_function(self) -> lambda_.Function:
+        conclude = self.functions.function(
+            "conclude_study",
+            description="Write how a study ended; of a redriven one, clear what failed",
+            environment=self._environment(CHECKPOINT_LOCATION=self.storage.checkpoint_location),
+            timeout_seconds=120,
+        )
+        self.storage.table.grant(conclude, "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:BatchWriteItem")
+        self._grant_checkpoints(conclude, "s3:DeleteObject")
+        return conclude
 
     def _delivery_patience(self) -> str:
         """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""
@@ -135,21 +151,43 @@ class LockstepStack(cdk.Stack):
         self.storage.table.grant(ingest, "dynamodb:BatchWriteItem")
         Ingestion(self, "Ingestion", log_group=self.training.log_group, function=ingest)
 
-    def _add_sweeper(self) -> None:
+    def _add_sweeper(self, publish: lambda_.Function) -> None:
         state_machine = self.workflow.state_machine
         sweep = self.functions.function(
             "sweep_tasks",
             description="Stop the tasks of executions that have ended",
             environment=self._environment(
-                CLUSTER_ARN=self.training.cluster.cluster_arn,
+                **self._task_environment(),
                 STATE_MACHINE_ARN=state_machine.state_machine_arn,
+                PUBLISH_REPORT_FUNCTION=publish.function_arn,
             ),
             timeout_seconds=240,
         )
-        self.storage.table.grant(sweep, "dynamodb:Query", "dynamodb:UpdateItem")
+        self.storage.table.grant(
+            sweep, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:DeleteItem"
+        )
         self._grant_task_control(sweep)
+        self._grant_task_logs(sweep)
+        publish.grant_invoke(sweep)
         state_machine.grant_execution(sweep, "states:DescribeExecution")
         Watching(self, "Watching", state_machine=state_machine, sweep_function=sweep)
+
+    def _add_deletion(self) -> None:
+        state_machine = self.workflow.state_machine
+        stop = self.functions.function(
+            "stop_studies",
+            description="Before the stack is deleted, end every study and every task",
+            environment={
+                "POWERTOOLS_LOG_LEVEL": "INFO",
+                "CLUSTER_ARN": self.training.cluster.cluster_arn,
+                "STATE_MACHINE_ARN": state_machine.state_machine_arn,
+            },
+            timeout_seconds=300,
+        )
+        self._grant_task_control(stop)
+        state_machine.grant(stop, "states:ListExecutions")
+        state_machine.grant_execution(stop, "states:StopExecution")
+        Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training])
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
@@ -158,7 +196,9 @@ class LockstepStack(cdk.Stack):
         self._grant_rows(server, "dynamodb:GetItem", keys.study_partition("*"))
         self._grant_rows(server, "dynamodb:PutItem", announcements)
         self._grant_rows(worker, "dynamodb:GetItem", announcements)
-        self.workflow.state_machine.grant(server, "states:SendTaskSuccess", "states:SendTaskFailure")
+        self.workflow.grant_own_tokens(
+            "AnswerRendezvous", server, "states:SendTaskSuccess", "states:SendTaskFailure"
+        )
 
     def _grant_rows(self, role: iam.IRole, action: str, partitions: str) -> None:
         """`action` on the rows of the partitions that a pattern names, and on no other of the table."""
@@ -180,20 +220,24 @@ class LockstepStack(cdk.Stack):
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
-        server, bucket = self.training.server.task_role, self.storage.bucket
-        server.add_to_principal_policy(
+        self._grant_checkpoints(
+            self.training.server.task_role, "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
+        )
+
+    def _grant_checkpoints(self, grantee: iam.IGrantable, *actions: str) -> None:
+        """List checkpoints, and `actions` on them."""
+        bucket = self.storage.bucket
+        for statement in (
             iam.PolicyStatement(
                 actions=["s3:ListBucket"],
                 resources=[bucket.bucket_arn],
                 conditions={"StringLike": {"s3:prefix": [f"{CHECKPOINTS}/*"]}},
-            )
-        )
-        server.add_to_principal_policy(
+            ),
             iam.PolicyStatement(
-                actions=["s3:GetObject", "s3:PutObject", "s3:DeleteObject"],
-                resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")],
-            )
-        )
+                actions=list(actions), resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")]
+            ),
+        ):
+            grantee.grant_principal.add_to_principal_policy(statement)
 
     def _grant_task_control(self, function: lambda_.Function) -> None:
         function.add_to_role_policy(
@@ -210,6 +254,17 @@ class LockstepStack(cdk.Stack):
                 resources=[cluster_tasks(self.training.cluster)],
             )
         )
+
+    def _grant_task_logs(self, *functions: lambda_.Function) -> None:
+        """To read what a task that failed wrote last."""
+        for function in functions:
+            self.training.log_group.grant(function, "logs:GetLogEvents")
+
+    def _task_environment(self) -> dict[str, str]:
+        return {
+            "CLUSTER_ARN": self.training.cluster.cluster_arn,
+            "LOG_GROUP_NAME": self.training.log_group.log_group_name,
+        }
 
     def _environment(self, **more: str) -> dict[str, str]:
         return {"TABLE_NAME": self.storage.table.table_name, "POWERTOOLS_LOG_LEVEL": "INFO", **more}

@@ -17,6 +17,7 @@ from aws_cdk import aws_logs as logs
 from constructs import Construct
 
 from cdk import REPOSITORY, only
+from contract.task import LOG_STREAM_PREFIX
 
 STOP_TIMEOUT_SECONDS = 30
 
@@ -112,7 +113,7 @@ class Training(Construct):
             environment=dict(environment),
             essential=True,
             logging=ecs.LogDrivers.aws_logs(
-                stream_prefix="lockstep",
+                stream_prefix=LOG_STREAM_PREFIX,
                 log_group=self.log_group,
                 # The metrics are log lines: rather hold a task up than lose one. ECS's own default drops lines.
                 mode=ecs.AwsLogDriverMode.BLOCKING,

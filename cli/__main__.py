@@ -28,7 +28,6 @@ from contract.results import REPORT, SUMMARY_TEXT, study_prefix
 from contract.study import Study, parse_study
 from local.cloud import STATE, Cloud, Engine, owned, prune_runs, run_state, start_cloud, supervisor_log
 from local.deploy import hash_of_sources
-from local.emulator import LONGEST_EXPERIMENT_SECONDS
 
 app = typer.Typer(
     help="Parameter-server experiments: sync or async, how many workers, how fast, how accurate.",
@@ -122,8 +121,6 @@ def run(  # noqa: PLR0917 - typer reads options from the signature
 ) -> None:
     """Run a study and fetch its report."""
     document, parsed = _read(study)
-    if local:
-        document = study_runs.limited(document, parsed, LONGEST_EXPERIMENT_SECONDS)
     results.prepare(output)
     if local:
         with _embedded(engine) as cloud:

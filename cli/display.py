@@ -17,6 +17,7 @@ from contract.table import Status
 _STYLES = {
     Status.PLANNED: "dim",
     Status.RUNNING: "cyan",
+    Status.STOPPING: "yellow",
     Status.COMPLETED: "green",
     Status.FAILED: "bold red",
     Status.ABORTED: "yellow",

@@ -10,15 +10,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from cli.deployment import AWS_ERRORS, Deployment
-from contract.errors import StudyRefused
 from contract.metrics import MetricRecord, ServerInterval, WorkerEpoch
 from contract.plan import study_of_group
 from contract.study import Study
 from contract.table import TERMINAL, Status
 from lambdas.table import ExperimentRow, ExperimentTable
+
+if TYPE_CHECKING:
+    from mypy_boto3_stepfunctions.type_defs import DescribeExecutionOutputTypeDef
 
 STOP_SECONDS = 60
 """How long the tasks of a stopped study may take to end."""
@@ -71,22 +73,6 @@ def start(deployment: Deployment, document: dict[str, Any], study: Study) -> Exe
     return Execution(started["executionArn"], name)
 
 
-def limited(document: dict[str, Any], study: Study, seconds: int) -> dict[str, Any]:
-    """The document for a deployment where no experiment may take longer than `seconds`.
-
-    A study that says nothing of it is given that limit. Raises StudyRefused where it asks for more.
-    """
-    if "experiment_timeout_seconds" not in study.model_fields_set:
-        return {**document, "experiment_timeout_seconds": seconds}
-    if study.experiment_timeout_seconds > seconds:
-        problem = (
-            f"experiment_timeout_seconds: {study.experiment_timeout_seconds}; the embedded cloud gives up waiting"
-            f" for tasks after ten minutes, so give at most {seconds} there, or run the study on AWS"
-        )
-        raise StudyRefused([problem])
-    return document
-
-
 def watch(
     deployment: Deployment, execution: Execution, interval_seconds: float
 ) -> Iterator[list[ExperimentProgress] | Ended]:
@@ -108,7 +94,7 @@ def watch(
                 ended[name] = experiments[-1]
         if described["status"] == "RUNNING":
             return experiments, None
-        return experiments, Ended(described["status"], described.get("error", ""), described.get("cause", ""))
+        return experiments, _ended(described)
 
     while True:
         seen, end = patiently(look)
@@ -117,6 +103,22 @@ def watch(
             yield end
             return
         time.sleep(interval_seconds)
+
+
+def _ended(described: "DescribeExecutionOutputTypeDef") -> Ended:
+    return Ended(described["status"], described.get("error", ""), readable(described.get("cause", "")))
+
+
+def readable(cause: str) -> str:
+    """The message in an execution's cause: of a function's error that is a JSON object, with other things in it.
+
+    Source: Step Functions Developer Guide, handling errors; Lambda Developer Guide, errors of Python functions.
+    """
+    try:
+        document = json.loads(cause)
+    except ValueError:
+        return cause
+    return str(document.get("errorMessage", cause)) if isinstance(document, dict) else cause
 
 
 def patiently(call: Callable[[], T], pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> T:

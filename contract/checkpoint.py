@@ -3,6 +3,8 @@
 Pure. What a checkpoint holds is the runtime's business.
 """
 
+from urllib.parse import quote
+
 from pydantic import Field
 
 from contract.document import Document, Location
@@ -15,3 +17,8 @@ class Checkpointing(Document):
     """From one checkpoint to the next, seconds."""
     location: Location | None = None
     """A folder that the server sees, or s3://bucket/prefix. Default: where the deployment keeps checkpoints."""
+
+
+def checkpoint_folder(study_id: str, experiment: str) -> str:
+    """Where below a location an experiment has its checkpoints, and no other one."""
+    return f"{quote(study_id, safe='')}/{quote(experiment, safe='')}"

@@ -5,6 +5,7 @@
     │   ├── StudyRefused            a study document
     │   ├── TaskEnvironmentRefused  the environment of a server or worker task
     │   └── MetricLineRefused       one METRICS_JSON line
+    ├── StudyFailed                 experiments failed beyond what the study tolerates
     ├── PeerLost                    a server or worker vanished during training
     └── TrainingFailed              training ended for a reason that the message names
 
@@ -57,6 +58,10 @@ class MetricLineRefused(Refused):
     """A METRICS_JSON line that is not a metric record."""
 
     subject = "metric line"
+
+
+class StudyFailed(LockstepError):
+    """More experiments failed than their study tolerates, or its report was not published; the message says which."""
 
 
 class PeerLost(LockstepError):

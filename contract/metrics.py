@@ -98,7 +98,8 @@ class WorkerEpoch(Record):
     transfer_seconds: Seconds = 0.0
     """The rest of the round trips: on the way, and being applied."""
     waiting_seconds: Seconds
-    """Gradients that the server held back: at the barrier of sync, backup and ksync, at the bound of ssp."""
+    """Waiting for other workers' gradients: at the barrier of sync, backup and ksync, at the bound of ssp. From when
+    all of the own one was at the server until all of the others' was there, and while the server did not take it."""
     evaluation_seconds: Seconds
     loss: Annotated[float, Field(ge=-LARGEST, le=LARGEST)] | None
     """Mean training loss; null where it is not finite."""
@@ -193,13 +194,13 @@ class ServerSummary(Record):
     staleness_histogram: dict[Count, Count]
     """Staleness → number of gradients."""
     apply_seconds: Seconds
-    """Time spent in the optimizer."""
+    """Time spent adding gradients up and in the optimizer, summed over threads."""
     lock_seconds: Seconds = 0.0
-    """Time that threads waited for locks, summed over them."""
+    """Time that threads waited for the locks of the state and of blocks, summed over them."""
     sent_bytes: Count = 0
     received_bytes: Count = 0
     barrier_wait_histogram: dict[Seconds, Count] = {}
-    """Upper bound of a bin in seconds (0.001, 0.002, 0.004 …) → number of gradients that were held so long."""
+    """Upper bound of a bin in seconds (0.001, 0.002, 0.004 …) → number of gradients whose workers waited so long."""
     lost_workers: list[Rank] = []
     """Ranks in the order of their loss; one that was lost twice stands there twice."""
     rejoined_workers: list[Rank] = []

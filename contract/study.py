@@ -33,11 +33,8 @@ from contract.training import Training, training_conflicts
 MAX_EXPERIMENTS = 100
 """Experiments of one study: what all of them are started with stays below the 256 KiB of a state's output."""
 
-MAX_HISTORY_EVENTS = 25_000
-"""Events that Step Functions keeps of one execution; one more, and it fails.
-
-Source: Step Functions Developer Guide, service quotas.
-"""
+MAX_STUDY_SECONDS = 14 * 86_400
+"""How long a study may take, as the state machine says too; docs/scale.md has the reason."""
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
@@ -305,12 +302,20 @@ def _unfit(study: Study) -> list[str]:
     problems += _spot_problems(study)
     if study.training.optimizer == "adam" and any(cell.mode is Mode.STALENESS_AWARE for cell in cells):
         problems.append("training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd")
-    if (events := sum(history_events(cell.workers, study.shards) for cell in cells)) > MAX_HISTORY_EVENTS:
-        problems.append(
-            f"{where}: too many workers in all: some {events} history events;"
-            f" an execution has at most {MAX_HISTORY_EVENTS}: split the study"
-        )
+    problems += _duration_problems(study, len(cells))
     return problems
+
+
+def _duration_problems(study: Study, experiments: int) -> list[str]:
+    """Why a study could run out of time, were every experiment to take as long as it may."""
+    rounds = -(-experiments // study.max_parallel_experiments)
+    if (seconds := rounds * study.experiment_timeout_seconds) <= MAX_STUDY_SECONDS:
+        return []
+    return [
+        f"experiment_timeout_seconds: {experiments} experiments of {study.experiment_timeout_seconds:,} s,"
+        f" {study.max_parallel_experiments} at a time, may take {seconds:,} s; a study has {MAX_STUDY_SECONDS:,} s:"
+        " lower it, raise max_parallel_experiments, or split the study"
+    ]
 
 
 def _spot_problems(study: Study) -> list[str]:
@@ -336,8 +341,3 @@ def _cell_problems(study: Study, cell: Cell) -> Iterator[str]:
     yield workers_problem(cell.mode, cell.aggregation, cell.workers, "aggregation.{}".format)
     yield shards_problem(cell.mode, study.shards, "shards")
     yield transport_problem(cell.exchange, cell.network, "exchange.{}".format)
-
-
-def history_events(workers: int, shards: int = 1) -> int:
-    """History events that one experiment takes: 44 of its own, 8 a worker or further server, some for retries."""
-    return 60 + 10 * (workers + shards - 1)

@@ -6,6 +6,7 @@
     STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
+    OPEN                        STUDY#<study>                         a study that clean-up has not seen the end of
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -23,6 +24,10 @@ EXPIRY: Final = "expires_at"
 STUDY_SORT: Final = "STUDY"
 EXPERIMENT_PREFIX: Final = "EXPERIMENT#"
 METRIC_PREFIX: Final = "METRIC#"
+STUDY_PREFIX: Final = "STUDY#"
+OPEN_PARTITION: Final = "OPEN"
+"""What clean-up looks through, for studies whose execution has ended without a word."""
+SERVER_PREFIX: Final = "SERVER#"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
 """Attribute of a rendezvous row."""
@@ -44,6 +49,9 @@ class Status(StrEnum):
     RUNNING = "RUNNING"
     """Its tasks are being started or are training."""
 
+    STOPPING = "STOPPING"
+    """Its execution has ended before it did: it starts no further task, and those that it has are being stopped."""
+
     COMPLETED = "COMPLETED"
     """Every task that it needs ended with exit code 0 and its records are there."""
 
@@ -51,7 +59,7 @@ class Status(StrEnum):
     """Its cause stands beside it; its tasks are gone."""
 
     ABORTED = "ABORTED"
-    """The execution was stopped before it could end; its tasks are gone."""
+    """The execution had ended before it did, as its cause says; its tasks are gone."""
 
 
 TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.ABORTED})
@@ -59,7 +67,7 @@ TERMINAL = frozenset({Status.COMPLETED, Status.FAILED, Status.ABORTED})
 
 def study_partition(study_id: str) -> str:
     """Partition of a study's own rows."""
-    return f"STUDY#{study_id}"
+    return f"{STUDY_PREFIX}{study_id}"
 
 
 def experiment_sort(experiment: str) -> str:
@@ -67,14 +75,19 @@ def experiment_sort(experiment: str) -> str:
     return f"{EXPERIMENT_PREFIX}{experiment}"
 
 
+def rendezvous_prefix(experiment: str) -> str:
+    """What the sort keys of an experiment's task tokens begin with."""
+    return f"RENDEZVOUS#{experiment}#"
+
+
 def rendezvous_sort(experiment: str, shard: int) -> str:
     """Sort key of the row with the task token that waits for the server's address."""
-    return f"RENDEZVOUS#{experiment}#{shard}"
+    return f"{rendezvous_prefix(experiment)}{shard}"
 
 
 def server_sort(shard: int) -> str:
     """Sort key of what the server of a shard announces."""
-    return f"SERVER#{shard}"
+    return f"{SERVER_PREFIX}{shard}"
 
 
 def server_partition(study_id: str, experiment: str) -> str:
@@ -83,7 +96,7 @@ def server_partition(study_id: str, experiment: str) -> str:
     IAM tells rows apart by partition alone: so a worker may read this one and no task token. And the state
     machine, whose history keeps every row that it reads, has no reason to read it.
     """
-    return f"SERVER#{study_id}/{experiment}"
+    return f"{SERVER_PREFIX}{study_id}/{experiment}"
 
 
 def metrics_partition(study_id: str, experiment: str) -> str:

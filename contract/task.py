@@ -25,6 +25,9 @@ from contract.training import SCHEDULE_RULES, OptimizerName, ScheduleName, Train
 SERVER_PORT = 8000
 """The port that every parameter server listens on."""
 
+LOG_STREAM_PREFIX = "lockstep"
+"""What the name of every task's log stream begins with."""
+
 
 def _parsed(value: object) -> object:
     """A list from the environment, or one that is already read."""
@@ -169,6 +172,11 @@ class TaskEnvironment(BaseModel):
         if self.shard_index >= self.shards:
             problems.append(f"SHARD_INDEX: {self.shard_index} is none of {self.shards} shards")
         return [problem for problem in problems if problem]
+
+
+def log_stream(role: str, task_arn: str) -> str:
+    """The log stream of a task. Source: Amazon ECS Developer Guide, awslogs-stream-prefix: prefix/container/task id."""
+    return f"{LOG_STREAM_PREFIX}/{role}/{task_arn.rpartition('/')[2]}"
 
 
 def _variable(section: str) -> Callable[[str], str]:

@@ -27,23 +27,39 @@ class TableEnvironment(FunctionEnvironment):
 
 
 class ClusterEnvironment(TableEnvironment):
-    """Of functions that look after tasks."""
+    """Of functions that end tasks and tell how they ended."""
 
     cluster_arn: str
+    log_group_name: str
 
 
 class SweepEnvironment(ClusterEnvironment):
     """Of sweep_tasks."""
 
     state_machine_arn: str
+    publish_report_function: str
+    """Its ARN."""
 
 
-class ReconcileEnvironment(TableEnvironment):
+class StopEnvironment(FunctionEnvironment):
+    """Of stop_studies."""
+
+    state_machine_arn: str
+    cluster_arn: str
+
+
+class ReconcileEnvironment(ClusterEnvironment):
     """Of reconcile_metrics."""
 
-    log_group_name: str
     patience_seconds: float
     """How long rows may take to arrive through the subscription before the log streams are read."""
+
+
+class ConcludeEnvironment(TableEnvironment):
+    """Of conclude_study."""
+
+    checkpoint_location: str
+    """Where servers keep checkpoints whose study does not say where, s3://bucket/prefix."""
 
 
 class ReportEnvironment(TableEnvironment):

@@ -30,6 +30,9 @@ RETENTION = timedelta(days=365)
 SMALLEST = Decimal("1e-100")
 """Magnitudes below are stored as zero: DynamoDB holds none below 1e-130."""
 
+_OF_ONE_RUN = ("started_at", "ended_at", "cause", "error", "tasks", "warnings")
+"""Attributes of an experiment or a study that tell of one run of it."""
+
 
 class Execution(NamedTuple):
     """Whose study it is. A name, and with it the ARN, is free again 90 days after an execution has ended."""
@@ -50,6 +53,8 @@ class StudyRow:
     execution: Execution
     """With empty fields in rows of before they were written down."""
     ended_at: str = ""
+    cause: str = ""
+    """Why it was aborted."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +119,7 @@ class ExperimentTable:
         ]
         if not self._put_if_absent(study):
             self._check_planned_by(execution, study_id)
+        self._put_if_absent({**_open_key(study_id), keys.EXPIRY: expires_at})
         for row in experiments:
             self._put_if_absent(row)
 
@@ -131,7 +137,17 @@ class ExperimentTable:
                 arn=str(row.get("execution_arn", "")), started_at=str(row.get("execution_started_at", ""))
             ),
             ended_at=str(row.get("ended_at", "")),
+            cause=str(row.get("cause", "")),
         )
+
+    def open_studies(self) -> list[str]:
+        """Ids of the studies that were planned and not closed, in no order that means anything."""
+        rows = self._query(keys.OPEN_PARTITION, keys.STUDY_PREFIX)
+        return [str(row[SORT_KEY]).removeprefix(keys.STUDY_PREFIX) for row in rows]
+
+    def close(self, study_id: str) -> None:
+        """Take a study from the open ones: there is nothing left of it to clean up."""
+        self._table.delete_item(Key=_open_key(study_id))
 
     def experiments(self, study_id: str) -> list[ExperimentRow]:
         """A study's experiments in the order of its plan."""
@@ -154,36 +170,67 @@ class ExperimentTable:
         error: dict[str, str] | None = None,
         warnings: Sequence[str] = (),
     ) -> None:
-        """Write an experiment's verdict and what it rests on. What ABORTED says is not overwritten."""
+        """Write an experiment's verdict and what it rests on. Clean-up's word is not overwritten."""
         self._update_unless(
             _experiment_key(experiment.study_id, experiment.name),
-            forbidden={Status.ABORTED},
+            forbidden={Status.STOPPING, Status.ABORTED},
             status=verdict.status,
             cause=verdict.cause,
-            tasks=json.dumps([task.model_dump(mode="json") for task in tasks]),
+            tasks=_stored(tasks),
             error=json.dumps(error),
             warnings=list(warnings),
             ended_at=now(),
         )
 
-    def abort(self, experiment: Experiment, cause: str) -> None:
-        """Mark an experiment that has no verdict as ABORTED: it starts no task from now on."""
+    def begin_stop(self, experiment: Experiment) -> None:
+        """Mark an experiment that has no verdict as STOPPING: it starts no task from now on, and gets no verdict."""
+        self._update_unless(
+            _experiment_key(experiment.study_id, experiment.name),
+            forbidden=keys.TERMINAL,
+            status=Status.STOPPING,
+        )
+
+    def abort(self, experiment: Experiment, cause: str, tasks: Sequence[TaskOutcome] = ()) -> None:
+        """Write that an experiment without a verdict was ABORTED, and how its tasks ended, of which none is left."""
         self._update_unless(
             _experiment_key(experiment.study_id, experiment.name),
             forbidden=keys.TERMINAL,
             status=Status.ABORTED,
             cause=cause,
+            tasks=_stored(tasks),
             ended_at=now(),
         )
 
-    def end_study(self, study_id: str, status: Status) -> None:
-        """Write how a study ended, unless it is written already."""
-        self._update_unless(
+    def end_study(self, study_id: str, status: Status, cause: str = "") -> bool:
+        """Write how a study ended, unless it is written already; returns whether it was written."""
+        return self._update_unless(
             _study_key(study_id),
             forbidden=keys.TERMINAL,
             status=status,
+            cause=cause,
             ended_at=now(),
         )
+
+    def completed(self, study_id: str) -> set[str]:
+        """Names of the study's experiments that have completed."""
+        rows = self.experiments(study_id)
+        return {row.experiment.name for row in rows if row.status is Status.COMPLETED}
+
+    def clear_unfinished(self, study_id: str) -> list[Experiment]:
+        """Make a study that has ended ready to be run again: its experiments that did not complete are PLANNED as new.
+
+        What they have left goes: records, task tokens, what servers announced. The study is RUNNING. Returns them.
+        """
+        unfinished = [
+            row.experiment for row in self.experiments(study_id) if row.status is not Status.COMPLETED
+        ]
+        for experiment in unfinished:
+            self._remove(keys.metrics_partition(study_id, experiment.name), keys.METRIC_PREFIX)
+            self._remove(keys.server_partition(study_id, experiment.name), keys.SERVER_PREFIX)
+            self._remove(keys.study_partition(study_id), keys.rendezvous_prefix(experiment.name))
+            self._begin_anew(_experiment_key(study_id, experiment.name), Status.PLANNED)
+        self._begin_anew(_study_key(study_id), Status.RUNNING)
+        return unfinished
 
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
@@ -239,8 +286,8 @@ class ExperimentTable:
 
     def _update_unless(
         self, key: dict[str, str], *, forbidden: Iterable[Status], **attributes: object
-    ) -> None:
-        """Set attributes unless the row's status is one of `forbidden` or there is no such row.
+    ) -> bool:
+        """Set attributes unless the row's status is one of `forbidden` or there is no such row; returns whether it did.
 
         What is written of its end first stays: a verdict may be reconsidered, the end was when it was.
         """
@@ -261,6 +308,23 @@ class ExperimentTable:
         except ClientError as error:
             if not _is_failed_condition(error):
                 raise
+            return False
+        return True
+
+    def _remove(self, partition: str, prefix: str) -> None:
+        with self._table.batch_writer() as batch:
+            for row in list(self._query(partition, prefix)):
+                batch.delete_item(Key={PARTITION_KEY: row[PARTITION_KEY], SORT_KEY: row[SORT_KEY]})
+
+    def _begin_anew(self, key: dict[str, str], status: Status) -> None:
+        """Set a status and forget how the row ended before."""
+        names = {f"#{name}": name for name in ("status", *_OF_ONE_RUN)}
+        self._table.update_item(
+            Key=key,
+            UpdateExpression="SET #status = :status REMOVE " + ", ".join(f"#{name}" for name in _OF_ONE_RUN),
+            ExpressionAttributeNames=names,
+            ExpressionAttributeValues={":status": status},
+        )
 
     def _query(self, partition: str, prefix: str) -> Iterator[dict[str, Any]]:
         condition = Key(PARTITION_KEY).eq(partition) & Key(SORT_KEY).begins_with(prefix)
@@ -283,6 +347,10 @@ def _study_key(study_id: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT}
 
 
+def _open_key(study_id: str) -> dict[str, str]:
+    return {PARTITION_KEY: keys.OPEN_PARTITION, SORT_KEY: keys.study_partition(study_id)}
+
+
 def _experiment_key(study_id: str, name: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
 
@@ -298,6 +366,11 @@ def _experiment_row(row: dict[str, Any]) -> ExperimentRow:
         tasks=[TaskOutcome.model_validate(task) for task in json.loads(row.get("tasks", "[]"))],
         warnings=row.get("warnings", ()),
     )
+
+
+def _stored(tasks: Iterable[TaskOutcome]) -> str:
+    """In UTF-8 as it is: a row has 400 KB, and escapes would take up to six times the room."""
+    return json.dumps([task.model_dump(mode="json") for task in tasks], ensure_ascii=False)
 
 
 def _record_fields(row: dict[str, Any]) -> dict[str, Any]:

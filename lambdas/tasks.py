@@ -1,9 +1,10 @@
 """Adapter to ECS: the tasks of experiments, found by their task group.
 
-Used by judge_experiment and sweep_tasks; the only place in the functions that speaks ECS.
+Used by every function that ends tasks, and by the command line; the only place that speaks ECS to them.
 """
 
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
 
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 DESCRIBE_LIMIT = 100
 """Tasks of one DescribeTasks call."""
+
+END_SECONDS = 120.0
+"""How long tasks that are being stopped may take: 30 s to leave by themselves, then Fargate takes them apart."""
+
+POLL_SECONDS = 2
 
 
 @dataclass(frozen=True)
@@ -63,18 +69,35 @@ class TaskList:
             raise ExceptionGroup(f"{len(refused)} tasks could not be stopped", refused)
 
     def end_group(self, group: str, reason: str) -> list[TaskOutcome]:
-        """Stop what still runs of a group, wait until all of it has ended, and tell how each task ended.
+        """End the tasks of one group, as `end`, and tell how each of them ended."""
+        return [task.outcome for task in self.end(lambda task: task.group == group, reason)]
 
-        Raises as `stop`, and botocore's WaiterError when a task has not ended after two minutes. ECS
-        forgets ended tasks after an hour or more.
+    def end(
+        self, chosen: Callable[[Task], bool], reason: str, patience_seconds: float = END_SECONDS
+    ) -> list[Task]:
+        """Stop what still runs of the chosen tasks and wait until all of them have ended; returns them all.
+
+        Looks again after each wait: the state machine may have been starting one. Raises as `stop`, and botocore's
+        WaiterError when a task has not ended after `patience_seconds`. ECS forgets ended tasks after an hour or more.
         """
-        self.stop((task for task in self.running() if task.group == group), reason)
-        ending = [task.arn for task in self._described("STOPPED") if task.group == group and not task.ended]
-        for some in _chunks(ending):
+        deadline = time.monotonic() + patience_seconds
+        while True:
+            running = [task for task in self.running() if chosen(task)]
+            self.stop(running, reason)
+            ended = [task for task in self._described("STOPPED") if chosen(task)]
+            ending = {task.arn for task in [*running, *ended] if not task.ended}
+            if not ending:
+                return ended
+            self._await_end(sorted(ending), deadline - time.monotonic())
+
+    def _await_end(self, arns: list[str], patience_seconds: float) -> None:
+        attempts = max(1, int(patience_seconds // POLL_SECONDS))
+        for some in _chunks(arns):
             self._ecs.get_waiter("tasks_stopped").wait(
-                cluster=self._cluster, tasks=some, WaiterConfig={"Delay": 2, "MaxAttempts": 60}
+                cluster=self._cluster,
+                tasks=some,
+                WaiterConfig={"Delay": POLL_SECONDS, "MaxAttempts": attempts},
             )
-        return [task.outcome for task in self._described("STOPPED") if task.group == group]
 
     def _described(self, desired_status: "DesiredStatusType") -> Iterator[Task]:
         pages = self._ecs.get_paginator("list_tasks").paginate(

@@ -6,6 +6,7 @@ Used by judge_experiment (at once) and reconcile_metrics (when every record is t
 import signal
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from enum import IntEnum
 
 from pydantic import BaseModel, ConfigDict
@@ -16,6 +17,9 @@ from contract.table import Status
 
 SUMMARIES = frozenset({"server_summary", "worker_summary"})
 """Kinds of records that a task ends with that did all it had to do."""
+
+CLOCKS_DIFFER = timedelta(seconds=5)
+"""By how much the clocks of Step Functions and ECS may differ."""
 
 Emitter = tuple[str, int]
 """(role, rank) of a task."""
@@ -37,6 +41,8 @@ class TaskOutcome(BaseModel):
     stop_code: str = ""
     stopped_reason: str = ""
     stopped_at: str = ""
+    last_lines: tuple[str, ...] = ()
+    """What it wrote last: of tasks that did not succeed, those nearest to the root."""
 
     @property
     def succeeded(self) -> bool:
@@ -83,29 +89,43 @@ def judge(
     `error` is what the state machine caught, if anything; it tells of tasks that ECS never accepted. ECS forgets
     an ended task after an hour: one without an outcome ended well where its summary is among the records.
     """
-    records = sorted(records, key=lambda record: record.attempt)
-    said: _Said = {(r.role, r.rank): r for r in records if isinstance(r, TaskFailed)}
+    records = list(records)
+    said = _last_words(records)
     if (lost := went_on_without(experiment, outcomes, records)) is not None:
         return Verdict(Status.COMPLETED, _losses(lost, outcomes, said, records))
-    failed = sorted(
-        (outcome for outcome in outcomes if not outcome.succeeded),
-        key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
-    )
+    failed = failed_in_order(outcomes, records)
     told = [f"{o.label} {_reason(o, said)}" for o in failed if _guilt(o, said) < _Guilt.STOPPED]
     if told:
         root, *others = told
         return Verdict(Status.FAILED, f"{root.rstrip('.')}. Then: {'; '.join(others)}" if others else root)
+    there = emitters_of(experiment) & ({(o.role, o.rank) for o in outcomes} | summarized(records))
     if error:
-        return Verdict(Status.FAILED, f"{error.get('Error', 'error')}: {error.get('Cause', '')}"[:2000])
+        return Verdict(Status.FAILED, _caught(error, emitters_of(experiment) - there))
     if failed:
         return Verdict(Status.FAILED, f"{failed[0].label} {_reason(failed[0], said)}")
-    there = emitters_of(experiment) & ({(o.role, o.rank) for o in outcomes} | summarized(records))
     if len(there) != experiment.task_count:
         return Verdict(
             Status.FAILED,
             f"{len(there)} of {experiment.task_count} tasks were started ({names_of(there) or 'none'})",
         )
     return Verdict(Status.COMPLETED)
+
+
+def failed_in_order(outcomes: Iterable[TaskOutcome], records: Iterable[MetricRecord]) -> list[TaskOutcome]:
+    """The tasks that did not succeed, the root of the failure first, those that were merely stopped last."""
+    said = _last_words(records)
+    return sorted(
+        (outcome for outcome in outcomes if not outcome.succeeded),
+        key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
+    )
+
+
+def first_to_fail(outcomes: Iterable[TaskOutcome], records: Iterable[MetricRecord]) -> TaskOutcome | None:
+    """The task whose failure the others followed from; None where all of them succeeded or were stopped."""
+    records = list(records)
+    said = _last_words(records)
+    failed = failed_in_order(outcomes, records)
+    return failed[0] if failed and _guilt(failed[0], said) < _Guilt.STOPPED else None
 
 
 def emitters_of(experiment: Experiment) -> set[Emitter]:
@@ -162,6 +182,23 @@ def _name(role: str, rank: int) -> str:
     return f"worker {rank}"
 
 
+def _caught(error: Mapping[str, str], missing: Iterable[Emitter]) -> str:
+    """What the state machine caught; of a state that waited for too long, which says no more, what did not come."""
+    name, cause = error.get("Error", "error"), error.get("Cause", "")
+    if name == "States.Timeout" and not cause:
+        cause = f"a state has waited for too long; never started: {names_of(missing) or 'none'}"
+    return f"{name}: {cause}"[:2000]
+
+
+def _last_words(records: Iterable[MetricRecord]) -> _Said:
+    """What each task that gave up said last, in whichever of its lives."""
+    return {
+        (record.role, record.rank): record
+        for record in sorted(records, key=lambda record: record.attempt)
+        if isinstance(record, TaskFailed)
+    }
+
+
 def _guilt(outcome: TaskOutcome, said: _Said) -> _Guilt:
     if outcome.stop_code == "UserInitiated":
         return _Guilt.STOPPED
@@ -201,3 +238,15 @@ def _signal_name(number: int) -> str:
         return signal.Signals(number).name
     except ValueError:
         return f"signal {number}"
+
+
+def of_this_run(outcomes: Iterable[TaskOutcome], started_at: str) -> list[TaskOutcome]:
+    """Without the tasks of an earlier run: ECS remembers those for an hour, and a redriven experiment has had some.
+
+    `started_at`: when this run began, as the experiment's row says; empty where it never did. Clocks may differ a
+    little, and runs are minutes apart.
+    """
+    if not started_at:
+        return list(outcomes)
+    begin = datetime.fromisoformat(started_at) - CLOCKS_DIFFER
+    return [o for o in outcomes if not o.stopped_at or datetime.fromisoformat(o.stopped_at) >= begin]

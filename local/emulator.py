@@ -21,9 +21,6 @@ ACCOUNT = "000000000000"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
 """What the emulator takes from anybody; no secret."""
 
-LONGEST_EXPERIMENT_SECONDS = 570
-"""Its `ecs:runTask.sync` gives up after 600 polls, one a second; before that the server tells the cause itself."""
-
 FUNCTION_PROCESSES = 16
 """How many function processes the emulator runs at a time."""
 

@@ -20,6 +20,7 @@ from runtime.compensation import compensate
 from runtime.optimizer import Optimizer
 from runtime.parameters import memory_of
 from runtime.pool import BlockPool
+from runtime.timed_condition import TimedCondition
 from runtime.update import Update
 
 OptimizerFactory = Callable[[Tensor], Optimizer]
@@ -49,26 +50,37 @@ class _Partial:
 
 
 class _Block:
-    """A block of the parameters, and what is on its way into it."""
+    """A block of the parameters, and what is on its way into it. A context manager: who enters may change it."""
 
-    def __init__(self, parameters: Tensor, optimizer: Optimizer, workers: int) -> None:
+    def __init__(
+        self, parameters: Tensor, optimizer: Optimizer, workers: int, clock: Callable[[], float]
+    ) -> None:
         self.parameters = parameters
         self.memory = memory_of(parameters)
         self.optimizer = optimizer
         self.partials: dict[Update, _Partial] = {}
         self.steps = [0] * workers
         """Rank → the step whose gradient this block has not got yet."""
-        self.changed = threading.Condition(threading.Lock())
-        self.apply_seconds = self.lock_seconds = 0.0
+        self.changed = TimedCondition(clock)
+        """Its lock guards all of this."""
+        self.entered_at = self.apply_seconds = 0.0
+        self._clock = clock
 
     def __enter__(self) -> None:
-        if not self.changed.acquire(blocking=False):
-            began = time.monotonic()
-            self.changed.acquire()
-            self.lock_seconds += time.monotonic() - began
+        self.changed.__enter__()
+        self.entered_at = self._clock()
 
     def __exit__(self, *_: object) -> None:
+        self.apply_seconds += self._clock() - self.entered_at
         self.changed.release()
+
+    def wait(self) -> float:
+        """Let others in, until one of them has changed something; returns how long that took, in seconds."""
+        left_at = self._clock()
+        self.apply_seconds += left_at - self.entered_at
+        self.changed.wait()
+        self.entered_at = self._clock()
+        return self.entered_at - left_at
 
 
 class Aggregator:
@@ -83,15 +95,16 @@ class Aggregator:
         in_rank_order: bool = False,
         delay_compensation: float = 0.0,
         held: Mapping[int, Tensor] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`parameters`: flat fp32, changed in place.
+        """`parameters`: flat fp32, changed in place; `clock`: seconds, monotonic.
 
         `in_rank_order`: add gradients in the order of ranks, whoever comes first: floating-point sums depend on it.
         `delay_compensation`: λ, 0 for none; `held`: rank → the parameters that the worker holds, for it.
         """
         self.blocks = blocks_of(parameters.numel())
         self.parameters = parameters
-        self._blocks = [_Block(parameters[b], optimizer(parameters[b]), workers) for b in self.blocks]
+        self._blocks = [_Block(parameters[b], optimizer(parameters[b]), workers, clock) for b in self.blocks]
         self._in_rank_order = in_rank_order
         self._delay_compensation = delay_compensation
         self._held = held or {}
@@ -139,7 +152,7 @@ class Aggregator:
     def reading(self, index: int) -> Iterator[memoryview]:
         """The bytes of a block of the parameters, which is not updated meanwhile."""
         block = self._blocks[index]
-        with block:
+        with block.changed:
             yield block.memory
 
     def settle(self, update: Update) -> None:
@@ -160,25 +173,25 @@ class Aggregator:
     def read(self, index: int, out: Tensor) -> None:
         """Copy a block of the parameters to `out`, as they are between two updates."""
         block = self._blocks[index]
-        with block:
+        with block.changed:
             out.copy_(block.parameters)
 
     def stop(self) -> None:
         """Let go whoever waits for a turn: it will not come."""
         self._stopped = True
         for block in self._blocks:
-            with block:
+            with block.changed:
                 block.changed.notify_all()
 
     @property
     def apply_seconds(self) -> float:
-        """Time spent adding compensation and in the optimizers."""
+        """Time that threads spent adding gradients up and in the optimizers."""
         return sum(block.apply_seconds for block in self._blocks)
 
     @property
     def lock_seconds(self) -> float:
         """Time that threads waited for the locks of blocks."""
-        return sum(block.lock_seconds for block in self._blocks)
+        return sum(block.changed.waited_seconds for block in self._blocks)
 
     def snapshot(self) -> tuple[Tensor, list[list[int]], list[dict[str, Tensor]]]:
         """Parameters, steps by block and rank, and states of the optimizers: each block as it was at one moment.
@@ -187,7 +200,7 @@ class Aggregator:
         """
         parameters, steps, states = torch.empty_like(self.parameters), [], []
         for block, part in zip(self._blocks, self.blocks, strict=True):
-            with block:
+            with block.changed:
                 parameters[part] = block.parameters
                 steps.append(self._applied_steps(block))
                 states.append(block.optimizer.state())
@@ -215,7 +228,8 @@ class Aggregator:
                 if not lasting:
                     partial.owned.add(rank)
                 return True
-            block.changed.wait()
+            waited = update.held_seconds.get(rank, 0.0)
+            update.held_seconds[rank] = waited + block.wait()
         return False
 
     def _is_turn(self, update: Update, partial: _Partial, rank: int) -> bool:
@@ -272,7 +286,7 @@ class Aggregator:
         partial = block.partials.get(update)
         if partial is None:
             if update.decided and not update.members:
-                update.mark(index)
+                update.mark(index, block.entered_at)
             return
         for rank in sorted(partial.parked):
             if not self._is_turn(update, partial, rank):
@@ -283,7 +297,7 @@ class Aggregator:
             return
         del block.partials[update]
         if partial.total is None:
-            update.mark(index)
+            update.mark(index, block.entered_at)
             return
         scale = update.weight / (len(partial.ranks - partial.stale) + len(partial.lost))
         rank = min(partial.ranks, default=0)
@@ -296,12 +310,10 @@ class Aggregator:
         self, index: int, block: _Block, update: Update, gradient: Tensor, *, rank: int, scale: float = 1.0
     ) -> None:
         """`rank`: whose gradient it is, if it is that of one."""
-        began = time.monotonic()
         if scale != 1.0:
             gradient = gradient * scale
         if self._delay_compensation:
             held = self._held[rank][self.blocks[index]]
             gradient = compensate(gradient, block.parameters, held, self._delay_compensation)
         block.optimizer.step(gradient, update.learning_factor)
-        block.apply_seconds += time.monotonic() - began
-        update.mark(index)
+        update.mark(index, block.entered_at)

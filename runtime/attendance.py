@@ -49,16 +49,19 @@ class Attendance:
         *,
         hang_up: Callable[[], None],
         abandon: Callable[[LockstepError], None],
+        look: Callable[[], None] = lambda: None,
         silence_seconds: float = SILENCE_SECONDS,
         stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         """`notices`: the open Attend call; `hang_up` cancels every call that is under way.
 
-        `abandon` ends the process where the worker, deep in a computation, does not see that training ended.
+        `abandon` ends the process where the worker, deep in a computation, does not see that training ended; `look`
+        is called every second, until training is over.
         """
         self._notices = notices
         self._hang_up = hang_up
         self._abandon = abandon
+        self._look = look
         self._stuck_seconds = stuck_seconds
         self._noticed = threading.Event()
         self._silence_seconds = silence_seconds
@@ -115,9 +118,9 @@ class Attendance:
         return ending.error()
 
     def leave(self) -> None:
-        """Stop watching: what happens to the server now does not matter any more."""
+        """Stop watching: what happens to the server now does not matter any more. Nor does anything else go on."""
         self._noticed.set()
-        self._over.set()
+        self._end(Ending("this worker has hung up"))
         self._hang_up()
 
     def _listen(self) -> None:
@@ -147,6 +150,7 @@ class Attendance:
             if silent > self._silence_seconds:
                 self._end(Ending(f"the server vanished: not heard of for {silent:.0f} s", SERVER))
                 self._hang_up()
+            self._look()
         if not self._noticed.wait(self._stuck_seconds) and self._ending:
             self._abandon(self._ending.error())
 

@@ -1,7 +1,8 @@
 """Where the checkpoints of one experiment are kept: numbered files in a folder or under an S3 prefix.
 
 Runs in the server; knows nothing of what a checkpoint holds. A checkpoint appears whole or not at all, under the
-number after the highest there, and the two newest stay: one that turns out damaged leaves the one before it.
+number after the highest there, and the two newest stay: one that turns out damaged leaves the one before it. Numbers
+of a later server are above all of those before it: one that is taken for dead and still writes is not gone on from.
 """
 
 import io
@@ -12,15 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote
 
 import numpy as np
 
+from contract.checkpoint import checkpoint_folder
 from contract.errors import TrainingFailed
 from runtime.checkpoint import Checkpoint, CheckpointDamaged, Owner, dump, load
 from runtime.s3_prefix import S3_SCHEME
 
 KEPT: Final = 2
+
+MOST_OF_A_SERVER: Final = 10**8
+"""Checkpoints of one server of an experiment: numbers of the next one begin there."""
 
 _NAME = re.compile(r"(\d{8,})\.safetensors")
 _UNFINISHED: Final = ".unfinished"
@@ -55,7 +59,7 @@ def store_for(location: str, study: str, experiment: str, warn: Callable[[str], 
     Each experiment has a folder of its own there. `warn`: told what was skipped or left behind, and why. Raises
     CheckpointFailed where there is no client for S3.
     """
-    folder = f"{quote(study, safe='')}/{quote(experiment, safe='')}"
+    folder = checkpoint_folder(study, experiment)
     place: Place
     if location.startswith(S3_SCHEME):
         bucket, _, prefix = location.removeprefix(S3_SCHEME).partition("/")
@@ -73,6 +77,8 @@ class CheckpointStore:
         self._owner = owner
         self._warn = warn
         self._damaged: set[int] = set()
+        self.attempt = 0
+        """How many servers of the experiment there were before the one that writes here."""
 
     def save(self, checkpoint: Checkpoint) -> int:
         """Write a checkpoint, then delete those that are no longer needed. Returns its number.
@@ -80,10 +86,11 @@ class CheckpointStore:
         Raises CheckpointFailed; those written before are then as they were.
         """
         numbers = self._numbers()
-        number = max(numbers, default=0) + 1
+        below = self.attempt * MOST_OF_A_SERVER
+        number = max([below, *(number for number in numbers if number < below + MOST_OF_A_SERVER)]) + 1
         self._place.write(_name(number), dump(checkpoint, self._owner))
         self._damaged.discard(number)
-        self._prune([*numbers, number])
+        self._prune(sorted({*numbers, number}))
         return number
 
     def newest(self) -> Checkpoint | None:

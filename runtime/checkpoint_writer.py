@@ -16,6 +16,10 @@ PATIENCE_SECONDS: Final = 20.0
 """How long a stop waits for the last checkpoint: less than the 30 s between a task's SIGTERM and its SIGKILL."""
 
 
+RETRY_SECONDS: Final = 1.0
+"""How long to wait after a write that failed, where somebody waits for it."""
+
+
 class CheckpointWriter:
     """Once started, writes a checkpoint at once, then one every interval, one at a time, until it is stopped.
 
@@ -57,7 +61,10 @@ class CheckpointWriter:
         self._thread.start()
 
     def write_now(self, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        """Return once what is so now is in a checkpoint; or no more will come, or it takes too long, which is told."""
+        """Return once what is so now is in a checkpoint; or no more will come, or it takes too long, which is told.
+
+        A write that fails is tried again until then.
+        """
         with self._changed:
             self._asked = number = self._asked + 1
             self._changed.notify_all()
@@ -77,12 +84,14 @@ class CheckpointWriter:
 
     def _run(self) -> None:
         try:
-            wait_seconds = 0.0
-            while not self._stops_within(wait_seconds):
+            wait_seconds, asked = 0.0, 0
+            while not self._stops_within(wait_seconds, asked):
                 began, asked = self._clock(), self._asked
-                self._write()
-                self._answer(asked)
+                if self._write():
+                    self._answer(asked)
                 wait_seconds = max(began + self._interval - self._clock(), 0)
+                if self._answered < asked:
+                    wait_seconds = min(wait_seconds, RETRY_SECONDS)
             if self._final:
                 self._write()
         except TrainingFailed as error:
@@ -94,20 +103,26 @@ class CheckpointWriter:
                 self._ended = True
                 self._changed.notify_all()
 
-    def _stops_within(self, seconds: float) -> bool:
-        """Wait until it is time for a checkpoint, or somebody asks for one; returns whether it is to stop instead."""
+    def _stops_within(self, seconds: float, asked: int) -> bool:
+        """Wait until it is time for a checkpoint, or somebody asks for another; returns whether it is to stop instead.
+
+        `asked`: how often it had been asked for when the last attempt began.
+        """
         with self._changed:
-            self._changed.wait_for(lambda: self._stopping or self._asked > self._answered, seconds)
+            self._changed.wait_for(lambda: self._stopping or self._asked > asked, seconds)
             return self._stopping
 
     def _answer(self, asked: int) -> None:
-        """What was asked for before the last checkpoint was taken is in it, or it was told why not."""
+        """What was asked for before the last checkpoint was taken is in it."""
         with self._changed:
             self._answered = asked
             self._changed.notify_all()
 
-    def _write(self) -> None:
-        """Write one checkpoint, or tell why not. Raises CheckpointFailed if there never was one."""
+    def _write(self) -> bool:
+        """Write one checkpoint, or tell why not; returns whether it is there.
+
+        Raises CheckpointFailed if there never was one.
+        """
         began = self._clock()
         try:
             self._store.save(self._take())
@@ -115,6 +130,7 @@ class CheckpointWriter:
             if not self.written:
                 raise
             self._warn(str(error))
-        else:
-            self.written += 1
-            self.seconds += self._clock() - began
+            return False
+        self.written += 1
+        self.seconds += self._clock() - began
+        return True

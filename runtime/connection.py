@@ -68,6 +68,7 @@ class Connection:
             self._stub.Attend(AttendRequest(sender=sender), timeout=patience, metadata=trust.metadata),
             hang_up=self._hang_up,
             abandon=abandon,
+            look=self._look,
         )
 
     def __enter__(self) -> Self:
@@ -125,7 +126,14 @@ class Connection:
                 self._past += Traffic(repeated_pushes=1)
             return data.push_pull(payloads, into, step=step, version=version, repeats=repeats)
 
-        exchanged = self._persistently(exchange)
+        try:
+            exchanged = self._persistently(exchange)
+        except LockstepError:
+            # Whether a server that is lost had applied it, nobody knows; another one is pushed this step anew.
+            payloads.take_back()
+            raise
+        if exchanged.dropped:
+            payloads.take_back()
         return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + payloads.seconds)
 
     def finish(self, tested_version: int) -> FinishReply:
@@ -195,6 +203,10 @@ class Connection:
             self._past += Traffic.of(self._data)
             self._data.hang_up()
             self._data = None
+
+    def _look(self) -> None:
+        if (data := self._data) is not None:
+            data.close_if_dead()
 
     def _hang_up(self) -> None:
         self._channel.close()

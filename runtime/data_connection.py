@@ -168,6 +168,14 @@ class DataConnection:
         self._up.hang_up()
         self._down.hang_up()
 
+    def close_if_dead(self) -> None:
+        """Close both connections where the network has lost the server: who sends would not find out for minutes.
+
+        Nothing is ever under way to the server on the connection down, and so that one is always probed.
+        """
+        if self._down.is_dead:
+            self.hang_up()
+
     def pull(self, into: Tensor) -> Exchanged:
         """Write the current parameters to `into` (flat, fp32)."""
         closed = self._send([[Outgoing(PULL)]])
@@ -273,7 +281,10 @@ class DataConnection:
 
 
 class Payloads:
-    """The payloads of one gradient's blocks, each encoded once: a push that is repeated sends the same bytes."""
+    """The payloads of one gradient's blocks, each encoded once: a push that is repeated sends the same bytes.
+
+    Any thread may go through them: one of a connection that broke may still do so when another has begun.
+    """
 
     def __init__(self, gradient: Tensor, feedback: ErrorFeedback) -> None:
         """`gradient`: flat, fp32; must not change until it is answered."""
@@ -281,16 +292,29 @@ class Payloads:
         self._feedback = feedback
         self._blocks = blocks_of(gradient.numel())
         self._encoded: list[memoryview] = []
+        self._lock = threading.Lock()
+        self._void = False
         self.seconds = 0.0
         """Time spent encoding."""
 
     def __iter__(self) -> Iterator[memoryview]:
         for index, block in enumerate(self._blocks):
-            if index == len(self._encoded):
-                began = time.monotonic()
-                self._encoded.append(self._feedback.encode(block, self.gradient[block]))
-                self.seconds += time.monotonic() - began
-            yield self._encoded[index]
+            with self._lock:
+                if self._void:
+                    return
+                if index == len(self._encoded):
+                    began = time.monotonic()
+                    self._encoded.append(self._feedback.encode(block, self.gradient[block]))
+                    self.seconds += time.monotonic() - began
+                payload = self._encoded[index]
+            yield payload
+
+    def take_back(self) -> None:
+        """The gradient did not count: what the encoding of it has sent of earlier ones must be sent again."""
+        with self._lock:
+            self._void = True
+            for block, payload in zip(self._blocks, self._encoded, strict=False):
+                self._feedback.take_back(block, self.gradient[block], payload)
 
 
 def _frames(push: Push, payloads: Iterable[memoryview]) -> Iterator[list[Outgoing]]:

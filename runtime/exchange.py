@@ -4,6 +4,7 @@ Plain values; runs in the parameter server. Knows nothing of connections or of w
 """
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from queue import SimpleQueue
@@ -41,7 +42,7 @@ class Answer(NamedTuple):
 
     version: int
     waited_seconds: float = 0.0
-    """How long its gradient was held back once it was there."""
+    """How long its gradient was held back: see Ticket."""
     dropped: bool = False
     """The gradient came too late to count."""
 
@@ -68,6 +69,10 @@ class Ticket:
     """When its last block came."""
     released_at: float | None = None
     released_version: int = 0
+    awaited: Sequence[Update] = ()
+    """Updates that its worker waits for after it was let go on: others have a part in them."""
+    counted: bool = False
+    """How long its worker waited is in the figures."""
     dropped: bool = False
     void: bool = False
     """Its worker was lost: no more of it is taken."""
@@ -82,7 +87,15 @@ class Ticket:
 
     @property
     def waited_seconds(self) -> float:
-        """How long all of its gradient was there before its worker could go on."""
+        """How long its worker waited for others.
+
+        From when all of its gradient was there until all was there that it waited for; and before, as long as the
+        rest of its gradient was not taken, since it was not its turn.
+        """
         if self.released_at is None or self.received_at is None:
             return 0.0
-        return max(self.released_at - self.received_at, 0.0)
+        until, held_seconds = self.released_at, 0.0
+        for update in self.awaited:
+            until = max(until, update.complete_at)
+            held_seconds += update.held_seconds.get(self.rank, 0.0)
+        return max(until - self.received_at, 0.0) + held_seconds

@@ -12,7 +12,8 @@ from runtime.compression import Codec, PayloadRefused
 class ErrorFeedback:
     """What an encoding left out of a vector is added to what is sent next: in the end, all of it is sent.
 
-    corrected = values + residual; sent = decoded(encoded(corrected)); residual = corrected - sent.
+    corrected = values + residual; sent = decoded(encoded(corrected)); residual = corrected - sent. Where what was sent
+    does not count, residual = residual + sent - values: what it was before, but for rounding.
     Sources: Seide et al. 2014 (1-bit SGD), Karimireddy et al. 2019 (arXiv:1901.09847).
     """
 
@@ -36,6 +37,14 @@ class ErrorFeedback:
         if sent is not None:
             torch.sub(corrected, sent, out=residual)
         return payload
+
+    def take_back(self, block: slice, values: Tensor, payload: memoryview) -> None:
+        """What `encode` gave last for a block did not count: what earlier values left there must come again."""
+        if self._codec.name == "none":
+            return
+        sent = _as_received(self._codec, payload, len(values))
+        if sent is not None:
+            self.residual[block].add_(sent).sub_(values)
 
     def reset(self) -> None:
         """Forget what was left out."""

@@ -1,7 +1,8 @@
 """How soon a vanished peer is noticed: the deadlines and gRPC options of both sides.
 
 Every process must notice within 15 s. A killed peer's socket closes at once; a frozen or cut-off one is found by
-pings. All three options are needed: without ping_timeout, a stopped process was noticed after 64 s, not 6 s.
+pings. All three options are needed: without ping_timeout, a stopped process was noticed after 64 s, not 6 s. Where
+only the data connections are cut off, they are made anew after 16 s.
 """
 
 from typing import Final
@@ -43,6 +44,12 @@ LOOK_AGAIN_SECONDS: Final = 3.0
 
 RETURN_PAUSE_SECONDS: Final = 0.2
 """And then pauses, so as not to ask too often."""
+
+DATA_PROBE_SECONDS: Final = 4
+"""How often the kernel probes the peer of a data connection on which nothing comes."""
+
+DATA_PROBES: Final = 3
+"""After so many probes without an answer the connection is dead: 16 s after the last that came."""
 
 LEAVE_SECONDS: Final = 3.0
 """How long a server that gave up waits for its workers to hang up."""

@@ -39,6 +39,8 @@ class Member:
     ready: bool = False
     """It is there, with its model and its data."""
     left: bool = False
+    excused: bool = False
+    """It was lost after training began, and is not back: the others go on without it."""
     tested_version: int | None = None
     """Version of the parameters that it tested last; None until it has finished."""
 
@@ -86,7 +88,7 @@ class Member:
         self.pushed = max(step, self.pushed)
 
 
-_FACTS: Final = ("rank", "steps", "pushed", "skipped", "tested_version")
+_FACTS: Final = ("rank", "steps", "pushed", "skipped", "excused", "tested_version")
 """Of a member: what outlives a server."""
 
 
@@ -130,7 +132,7 @@ class Membership:
             )
         if not 0 <= next_step <= steps:
             raise InvalidMessage(f"worker {rank}: next step {next_step}; expected 0 to {steps}")
-        member.steps, member.ready = steps, True
+        member.steps, member.ready, member.excused = steps, True, False
         member.go_on_at(next_step)
         return member
 
@@ -139,6 +141,11 @@ class Membership:
         member = self.member(rank)
         member.left, member.attends, member.ready = True, False, False
         return member
+
+    def excuse(self, rank: int) -> None:
+        """Nobody waits for a worker, until it is ready again."""
+        member = self.member(rank)
+        member.excused, member.left = True, not member.attends
 
     def facts(self, undecided: Mapping[int, int]) -> list[dict[str, int | None]]:
         """How far each worker has come, as JSON values, for a server that takes this one's place.
@@ -149,10 +156,10 @@ class Membership:
         return [said | {"pushed": undecided.get(said["rank"], said["pushed"])} for said in facts]
 
     def resume(self, facts: Iterable[Mapping[str, int | None]]) -> None:
-        """Begin where a server that was restarted had come to. Who had finished need not come again."""
+        """Begin where a server that was restarted had come to. Who had finished, or was away, need not come again."""
         for said in facts:
             member = Member(**said)  # type: ignore[arg-type]  # they are what facts() said
-            member.left = member.finished
+            member.left = member.finished or member.excused
             self._members[member.rank] = member
 
     def member(self, rank: int) -> Member:
@@ -165,10 +172,16 @@ class Membership:
         return iter(self._members.values())
 
     @property
-    def missing(self) -> list[int]:
+    def absent(self) -> list[int]:
         """Ranks that are not ready yet."""
         there = {member.rank for member in self if member.ready or member.finished}
         return [rank for rank in range(self._workers) if rank not in there]
+
+    @property
+    def missing(self) -> list[int]:
+        """Those of them that are waited for."""
+        excused = {member.rank for member in self if member.excused}
+        return [rank for rank in self.absent if rank not in excused]
 
     @property
     def away(self) -> list[int]:
@@ -183,7 +196,7 @@ class Membership:
     @property
     def all_training(self) -> bool:
         """Every worker has pushed a gradient and will push another: each has one under way."""
-        return len(self._members) == self._workers and all(
+        return self.all_known and all(
             member.ready and 0 < member.pushed < (member.steps or 0) for member in self
         )
 
@@ -193,6 +206,11 @@ class Membership:
         return any(member.finished for member in self) and all(
             member.finished or member.left for member in self
         )
+
+    @property
+    def all_known(self) -> bool:
+        """Every rank has joined, this server or one before it."""
+        return len(self._members) == self._workers
 
     @property
     def all_left(self) -> bool:

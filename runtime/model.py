@@ -75,7 +75,7 @@ def _digits_cnn(images: Images) -> nn.Module:
 
 
 def _cifar_cnn(images: Images) -> nn.Module:
-    """620,810 parameters for CIFAR10: 2.5 MB, in chunks."""
+    """620,810 parameters for CIFAR10: 2.5 MB, one message."""
     shape = images.shape
     return nn.Sequential(
         _block(shape.channels, 32),

@@ -59,6 +59,9 @@ class Policy(Protocol):
     in_step: bool
     """Whether all workers compute on the same version: one that comes back goes on at the step of the others."""
 
+    staleness_bound: int | None
+    """s, where whoever has done c steps is given parameters with everybody's gradients of the first c - s steps."""
+
     def enter(self, rank: int, step: int) -> None:
         """A worker that was lost is back; it pushes `step` next."""
         ...
@@ -79,6 +82,7 @@ class _Quorum:
     in_rank_order = False
     answers_at_once = False
     in_step = False
+    staleness_bound: int | None = None
 
     def __init__(self, workers: int, k: int) -> None:
         self._k = k
@@ -178,6 +182,7 @@ class Async:
     in_rank_order = False
     answers_at_once = True
     in_step = False
+    staleness_bound: int | None = None
 
     def enter(self, rank: int, step: int) -> None:
         """Nothing follows."""
@@ -221,8 +226,9 @@ class DelayCompensated(Async):
 class Ssp:
     """Stale synchronous parallel: async, but nobody starts a step more than s steps ahead of the slowest.
 
-    w ← w - η·g on arrival; the worker is released when its clock (steps done) is at most s above the lowest
-    clock. So clocks differ by at most s + 1, and τ ≤ (N - 1)·(2s + 1).
+    w ← w - η·g on arrival; the worker is released when its clock c (steps done) is at most s above the lowest
+    clock, and sees the first c - s gradients of everybody. So clocks differ by at most s + 1, and
+    τ ≤ (N - 1)·(2s + 1).
     Source: Ho et al. 2013, More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server.
     """
 
@@ -232,6 +238,7 @@ class Ssp:
     in_step = False
 
     def __init__(self, workers: int, staleness_bound: int) -> None:
+        self.staleness_bound: int | None = staleness_bound
         self._bound = staleness_bound
         self._clocks = dict.fromkeys(range(workers), 0)
         self._waiting: set[int] = set()

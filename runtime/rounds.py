@@ -3,7 +3,7 @@
 Runs in the parameter server, under the lock of its state; knows nothing of who is there or how training ends.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from runtime.accounting import Accounting
 from runtime.aggregation import Aggregator
@@ -11,7 +11,7 @@ from runtime.exchange import Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership
 from runtime.policy import Policy, Push, Verdict
 from runtime.schedule import Schedule
-from runtime.update import Update
+from runtime.update import Update, follow_all
 
 
 class Rounds:
@@ -75,6 +75,8 @@ class Rounds:
             self._accounting.repeat()
             ticket.next_block = len(self._aggregator.blocks)
             return self._answered(ticket)
+        if present is not None:
+            self._count_wait(present)
         self._tickets[member.rank] = ticket
         return ticket
 
@@ -116,6 +118,8 @@ class Rounds:
         self._waiting.pop(rank, None)
         ticket = self._tickets.pop(rank, None)
         if ticket is not None:
+            if ticket.released_at is not None:
+                self._count_wait(ticket)
             ticket.void = True
             ticket.ready.put(None)
             if ticket.update is not None:
@@ -163,31 +167,59 @@ class Rounds:
         ticket.released_at, ticket.released_version, ticket.dropped = now, self.version, dropped
         if dropped:
             self._accounting.drop()
-        self._accounting.wait(ticket.waited_seconds)
-        self._follow(ticket)
+        promised = self._promised(ticket)
+        if not self._policy.answers_at_once:
+            ticket.awaited = promised
+        self._follow(ticket, promised)
+
+    def count_waits(self) -> None:
+        """Count how long workers waited for answers that have left since it was last counted.
+
+        The others are counted when their next push begins: until all of an answer may leave, it is not known.
+        """
+        for ticket in self._tickets.values():
+            if ticket.released_at is not None and all(update.is_complete for update in ticket.awaited):
+                self._count_wait(ticket)
+
+    def _count_wait(self, ticket: Ticket) -> None:
+        if not ticket.counted:
+            ticket.counted = True
+            self._accounting.wait(ticket.waited_seconds)
 
     def _renew(self, ticket: Ticket, ready: Ready) -> None:
         """The answer goes elsewhere: begin again with its blocks."""
         ticket.ready.put(None)
         ticket.ready = ready
         if ticket.released_at is not None:
-            self._follow(ticket)
+            self._follow(ticket, self._promised(ticket))
 
     def _answered(self, ticket: Ticket) -> Ticket:
         """A ticket that waits for nothing."""
         ticket.received_at = ticket.released_at = self._clock()
         ticket.released_version = self.version
-        self._follow(ticket)
+        self._follow(ticket, self._promised(ticket))
         return ticket
 
-    def _follow(self, ticket: Ticket) -> None:
-        """Each block may leave once it has the update that the ticket's gradient is part of, or else the latest."""
+    def _follow(self, ticket: Ticket, promised: Sequence[Update]) -> None:
+        """Each block may leave once it has all of these."""
+        follow_all(promised, len(self._aggregator.blocks), ticket.ready.put)
+
+    def _promised(self, ticket: Ticket) -> list[Update]:
+        """What its worker is to see: the update that its gradient is part of, or else the latest; and the bound's.
+
+        Whoever's gradient is still on its way into some blocks has begun no other push: its ticket is the last one.
+        """
         update = ticket.update or self._latest
-        if update is not None:
-            update.follow(ticket.ready.put)
-            return
-        for index in range(len(self._aggregator.blocks)):
-            ticket.ready.put(index)
+        promised = [] if update is None else [update]
+        bound = self._policy.staleness_bound
+        if bound is not None:
+            seen = self._membership.member(ticket.rank).pushed - bound
+            promised += [
+                other.update
+                for other in self._tickets.values()
+                if other.step < seen and other.update is not None and other.update is not update
+            ]
+        return promised
 
     def _is_over(self, ticket: Ticket) -> bool:
         """All of it was taken, and its worker may go on."""

@@ -89,7 +89,7 @@ def _go_on(state: ServerState, store: CheckpointStore, emitter: Emitter) -> None
     newest = store.newest()
     if newest is not None:
         resume(state, newest)
-        emitter.attempt = newest.facts[ATTEMPT] + 1
+        emitter.attempt = store.attempt = newest.facts[ATTEMPT] + 1
         emitter.note(f"going on from a checkpoint of version {state.version}")
 
 
@@ -203,7 +203,11 @@ def _supervise(
     patience = min(liveness.JOIN_SECONDS, deadline - time.monotonic())
     if missing := state.wait_started(patience):
         ranks = ", ".join(map(str, missing))
-        state.end(Ending(f"not all workers joined within {patience:.0f} s: missing ranks {ranks}"))
+        waited = f"not all workers joined within {patience:.0f} s: missing ranks {ranks}"
+        if state.start_without_the_missing():
+            emitter.note(f"{waited}; the others go on without them")
+        else:
+            state.end(Ending(waited))
     deserted_at: float | None = None
     while not state.wait_over(min(INTERVAL_SECONDS, max(deadline - time.monotonic(), 0))):
         if time.monotonic() >= deadline:

@@ -9,7 +9,6 @@ from typing import Any
 
 import grpc
 
-from runtime.ending import Ending
 from runtime.exchange import News, Phase
 from runtime.liveness import HEARTBEAT_SECONDS
 from runtime.membership import AlreadyThere, InvalidMessage, Rejection, TooEarly
@@ -98,11 +97,10 @@ class Servicer(ParameterServerServicer):  # type: ignore[misc]  # generated code
             return ReadyReply()
 
     def Withdraw(self, request: WithdrawRequest, context: Context) -> WithdrawReply:  # noqa: N802 - gRPC's name
-        """A worker cannot take part, and without it nobody can."""
+        """A worker cannot take part."""
         with self._translating(context):
-            name = f"worker {self._rank(request.sender)}"
-        self._state.end(Ending(f"{name} withdrew: {request.reason}", lost_peer=name))
-        return WithdrawReply()
+            self._state.withdraw(self._rank(request.sender), request.reason)
+            return WithdrawReply()
 
     def Finish(self, request: FinishRequest, context: Context) -> FinishReply:  # noqa: N802 - gRPC's name
         """A worker pushes no more."""

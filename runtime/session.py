@@ -50,6 +50,7 @@ class Session:
         if codec.name != "none":
             self._payload = memoryview(bytearray(codec.max_bytes(self._blocks[0].stop)))
         self._answers: SimpleQueue[_Reply | None] = SimpleQueue()
+        self._latest: _Reply | None = None
         self._down_lock = threading.Lock()
         self._retired = False
 
@@ -91,15 +92,19 @@ class Session:
     # Up.
 
     def _serve(self, frame: Frame) -> None:
+        if self._latest is not None and self._latest.missing:
+            # Answers to whoever asks on and on, and takes none, would queue up.
+            raise WireRefused(f"{name_of(frame.kind)} before all of the answer before had left")
         ready: Ready = SimpleQueue()
         if frame.kind == PULL:
-            reply = _Reply(self._state.pull(self._rank, ready), ready, len(self._blocks), whole=True)
-            self._pull(reply)
+            self._latest = _Reply(self._state.pull(self._rank, ready), ready, len(self._blocks), whole=True)
+            self._pull(self._latest)
         elif frame.kind == PUSH:
             push = self._checked(self._up.receive_message(frame, Push()))
             ticket = self._state.begin(self._rank, push.step, push.version, ready)
             # Who pushes again may not have got the first answer: differences would start from what it lacks.
-            self._push(_Reply(ticket, ready, len(self._blocks), whole=push.attempt > 0))
+            self._latest = _Reply(ticket, ready, len(self._blocks), whole=push.attempt > 0)
+            self._push(self._latest)
         else:
             raise WireRefused(f"{name_of(frame.kind)}; expected PUSH or PULL")
 

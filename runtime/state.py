@@ -5,7 +5,6 @@ gradients make an update is decided in rounds; the numbers are added up in the a
 """
 
 import hashlib
-import threading
 import time
 from collections.abc import Callable, Mapping
 from queue import SimpleQueue
@@ -24,6 +23,7 @@ from runtime.parameters import memory_of
 from runtime.policy import Policy
 from runtime.rounds import Rounds
 from runtime.schedule import Schedule
+from runtime.timed_condition import TimedCondition
 
 
 class TrainingEnded(Exception):
@@ -68,6 +68,7 @@ class ServerState:
             in_rank_order=policy.in_rank_order,
             delay_compensation=policy.delay_compensation,
             held=self.copies.held,
+            clock=clock,
         )
         self.length = parameters.numel()
         """Number of parameters."""
@@ -76,7 +77,7 @@ class ServerState:
         """Whether no push ever waits for another."""
         self._survives_loss = survives_loss
         self._clock = clock
-        self._changed = threading.Condition()
+        self._changed = TimedCondition(clock)
         self._membership = Membership(workers)
         self._accounting = Accounting()
         self._phase = Phase.JOINING
@@ -228,11 +229,36 @@ class ServerState:
         with self._changed:
             self._end(ending)
 
+    def withdraw(self, rank: int, reason: str) -> None:
+        """A worker cannot take part, or not any more, and hangs up: the end, where the others cannot go on either."""
+        with self._changed:
+            began = self._phase is Phase.TRAINING or self._resumed_from is not None
+            if not (self._survives_loss and began):
+                name = f"worker {rank}"
+                self._end(Ending(f"{name} withdrew: {reason}", lost_peer=name))
+
     def wait_started(self, timeout: float) -> list[int]:
-        """Wait, at most `timeout` seconds, for all workers; returns the ranks that are missing."""
+        """Wait, at most `timeout` seconds, for training to start; returns who is not there if it did not."""
         with self._changed:
             self._changed.wait_for(lambda: self._phase is not Phase.JOINING, timeout)
-            return self._membership.missing if self._phase is Phase.JOINING else []
+            return self._membership.absent if self._phase is Phase.JOINING else []
+
+    def start_without_the_missing(self) -> list[int]:
+        """Take those who did not come back to a server that was restarted for lost, where others go on without them.
+
+        Returns the ranks that are left; where there are none, training has not started.
+        """
+        with self._changed:
+            there = [member.rank for member in self._membership if member.ready]
+            may = self._survives_loss and self._resumed_from is not None and self._phase is Phase.JOINING
+            if not (may and there and self._membership.all_known):
+                return []
+            for rank in self._membership.missing:
+                self._membership.excuse(rank)
+                self._accounting.lose(rank)
+            self._start()
+            self._changed.notify_all()
+            return there
 
     def wait_over(self, timeout: float) -> bool:
         """Wait, at most `timeout` seconds, until training is over; returns whether it is."""
@@ -259,6 +285,7 @@ class ServerState:
     def facts(self) -> dict[str, Any]:
         """What a server that takes this one's place must know beside the parameters, as JSON values."""
         with self._changed:
+            self._rounds.count_waits()
             return {
                 "version": self._rounds.version,
                 "consumed": self._rounds.consumed,
@@ -274,6 +301,8 @@ class ServerState:
             self.copies.renew(self.aggregator.parameters)
             self._membership.resume(facts["members"])
             self._accounting.resume(facts["accounting"])
+            if self._membership.all_finished:
+                self._phase = Phase.FINISHED
 
     def interval(self) -> dict[str, Any]:
         """Fields of a ServerInterval: what was done since the previous call."""
@@ -288,10 +317,11 @@ class ServerState:
     def summary(self) -> dict[str, Any]:
         """Fields of a ServerSummary, but for mode and workers."""
         with self._changed:
+            self._rounds.count_waits()
             return {
                 **self._accounting.summary(),
                 "apply_seconds": self.aggregator.apply_seconds,
-                "lock_seconds": self.aggregator.lock_seconds,
+                "lock_seconds": self.aggregator.lock_seconds + self._changed.waited_seconds,
                 "lost_steps": sum(member.lost_steps for member in self._membership),
                 "resumed_from_version": self._resumed_from,
                 "parameters_sha256": hashlib.sha256(memory_of(self.aggregator.parameters)).hexdigest(),
@@ -317,15 +347,17 @@ class ServerState:
         return member
 
     def _start(self) -> None:
-        """All workers are ready: those of a server that was restarted go on where they were."""
+        """All who are waited for are ready: those of a server that was restarted go on where they were."""
         self._phase = Phase.TRAINING
         together = max(member.pushed for member in self._membership)
         for member in self._membership:
+            if member.excused:
+                continue
             if self._in_step:
                 member.go_on_at(together)
             self._rounds.enter(member)
         for member in self._membership:
-            if member.pushed_all:
+            if member.pushed_all or member.excused:
                 self._rounds.leave(member.rank)
         self._accounting.start(self._clock())
 
@@ -342,6 +374,7 @@ class ServerState:
     def _go_on_without(self, member: Member) -> None:
         """What the lost worker's gradient has reached stays; nothing waits for the rest of it."""
         self._accounting.lose(member.rank)
+        self._membership.excuse(member.rank)
         # A step that made no update yet counts as lost; who comes back pushes it again, to the blocks that lack it.
         member.pushed = self._rounds.undecided.get(member.rank, member.pushed)
         self._rounds.lose(member.rank)

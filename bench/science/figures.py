@@ -9,6 +9,7 @@ from typing import Any
 
 from bench.science.experiment import Experiment, Unusable
 from bench.science.statistics import (
+    Curve,
     crossing,
     difference,
     drawn_seconds,
@@ -16,6 +17,7 @@ from bench.science.statistics import (
     on_grid,
     over_seeds,
     ratio,
+    slope,
 )
 from contract.aggregation import Mode
 
@@ -25,8 +27,8 @@ Runs = Mapping[int, Experiment]
 FALLEN_LOSS = 0.5
 """Dutta: a loss that both modes reach soon; async's floor lies below it."""
 
-FLOOR_EPOCHS = 10
-"""Dutta: the last epochs, over which a floor is averaged: single epochs of async are noisy."""
+FLOOR_SHARE = 0.5
+"""Dutta: the last part of a run's epochs, over which a floor is averaged: single epochs of async are noisy."""
 
 TARGET_ERROR_PERCENT = 10.0
 """Chen: the test error whose time is taken."""
@@ -37,21 +39,23 @@ def dutta(experiments: Sequence[Experiment]) -> dict[str, Any]:
     runs = _all_completed(_by_mode(experiments, Mode.SYNC, Mode.ASYNC))
     seeds = list(runs["sync"])
     fallen = {mode: [run.loss_curve.first(FALLEN_LOSS) for run in of.values()] for mode, of in runs.items()}
-    floors = {mode: [fmean(run.losses[-FLOOR_EPOCHS:]) for run in of.values()] for mode, of in runs.items()}
-    errors = {mode: [fmean(run.errors[-FLOOR_EPOCHS:]) for run in of.values()] for mode, of in runs.items()}
-    sync = [run.loss_curve for run in runs["sync"].values()]
-    passed = [curve.first(floor) for curve, floor in zip(sync, floors["async"], strict=True)]
-    last = [crossing(curve, runs["async"][s].loss_curve) for curve, s in zip(sync, seeds, strict=True)]
+    floors = {mode: [fmean(_floor(run.losses)) for run in of.values()] for mode, of in runs.items()}
+    errors = {mode: [fmean(_floor(run.errors)) for run in of.values()] for mode, of in runs.items()}
+    drifts = {mode: [_drift(run) for run in of.values()] for mode, of in runs.items()}
+    pairs = [(runs["sync"][seed], runs["async"][seed]) for seed in seeds]
+    passed = [_passed(sync, other) for sync, other in pairs]
+    last = [crossing(sync.loss_curve, other.loss_curve) for sync, other in pairs]
     return {
         "seeds": seeds,
         "fallen_loss": FALLEN_LOSS,
-        "floor_epochs": FLOOR_EPOCHS,
+        "floor_epochs": {mode: len(_floor(of[seeds[0]].losses)) for mode, of in runs.items()},
         "seconds_to_fallen_loss": {mode: over_seeds(values) for mode, values in fallen.items()},
         "fallen_sync_over_async": ratio(zip(fallen["sync"], fallen["async"], strict=True)),
         "crossing_seconds": over_seeds(passed),
         "crossing_seconds_by_seed": passed,
         "last_crossing_seconds": over_seeds(last),
         "floor_loss": {mode: over_seeds(values) for mode, values in floors.items()},
+        "floor_drift": {mode: over_seeds(values) for mode, values in drifts.items()},
         "floor_loss_async_minus_sync": difference(zip(floors["async"], floors["sync"], strict=True)),
         "floor_error_percent": {mode: over_seeds(values) for mode, values in errors.items()},
         "floor_error_async_minus_sync": difference(zip(errors["async"], errors["sync"], strict=True)),
@@ -65,6 +69,23 @@ def dutta(experiments: Sequence[Experiment]) -> dict[str, Any]:
             mode: on_grid([run.error_curve for run in of.values()]) for mode, of in runs.items()
         },
     }
+
+
+def _floor(values: Sequence[float]) -> Sequence[float]:
+    """Those of the last epochs."""
+    return values[-max(round(FLOOR_SHARE * len(values)), 1) :]
+
+
+def _drift(run: Experiment) -> float:
+    """By how much the loss changes along its floor, as on a straight line: of a floor that is flat, zero."""
+    curve = Curve(_floor(run.loss_curve.seconds), _floor(run.losses))
+    return slope(curve) * (curve.seconds[-1] - curve.seconds[0])
+
+
+def _passed(sync: Experiment, other: Experiment) -> float | None:
+    """When sync comes down to async's floor; None if async's run was over by then: nothing is known of it there."""
+    second = sync.loss_curve.first(fmean(_floor(other.losses)))
+    return second if second is not None and second <= other.epoch_ends[-1] else None
 
 
 def zhang(experiments: Sequence[Experiment]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Pure; knows nothing of studies. Intervals are the report's: Student's t over see
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import exp, lgamma
+from statistics import fmean
 from typing import Any
 
 from contract.compute import Compute
@@ -61,6 +62,14 @@ def crossing(late: Curve, early: Curve) -> float | None:
         return None
     before, after = gaps[above], gaps[above + 1]
     return moments[above] + (moments[above + 1] - moments[above]) * before / (before - after)
+
+
+def slope(curve: Curve) -> float:
+    """By how much the values rise in a second: least squares. Of a single point, 0."""
+    middle, mean = fmean(curve.seconds), fmean(curve.values)
+    spread = sum((second - middle) ** 2 for second in curve.seconds)
+    rise = sum((t - middle) * (v - mean) for t, v in zip(curve.seconds, curve.values, strict=True))
+    return rise / spread if spread else 0.0
 
 
 def over_seeds(values: Iterable[float | None]) -> dict[str, Any]:

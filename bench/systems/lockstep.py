@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from bench.round import ProcessSystem, Update
 from bench.substitution import set_block_length
 from contract.aggregation import Aggregation, Mode
 from contract.errors import LockstepError
-from contract.exchange import Transport
+from contract.exchange import Compression, Transport
 from contract.task import TaskEnvironment
 from runtime.compression import codec_for
 from runtime.connection import Connection
@@ -29,9 +30,16 @@ from runtime.state import ServerState
 from runtime.trust import Identity, Trust
 from runtime.wire.parameter_server_pb2 import Sender
 
+HOST = "127.0.0.1"
 STUDY, EXPERIMENT, TOKEN = "bench", "push-pull", "of-this-round"
+CERTIFICATE: Final = "certificate.pem"
+"""Where in a round's folder the server leaves it; a task would find it at the rendezvous."""
+
 TIMEOUT_SECONDS = 3600.0
 """Of the experiment; a round's own limit comes first."""
+
+LOSSY_TOLERANCE: Final = 1e-3
+"""Of parameters that travelled in 16 bits: what the last rounding left out is no more."""
 
 
 class Lockstep(ProcessSystem):
@@ -44,12 +52,18 @@ class Lockstep(ProcessSystem):
         self,
         transport: Transport,
         *,
+        tls: bool = False,
         mode: Mode = Mode.ASYNC,
         momentum: float = 0.0,
+        compression: Compression = "none",
         block_length: int | None = None,
     ) -> None:
-        """`block_length`: in elements, instead of the runtime's."""
-        self.transport = transport
+        """`tls`: as on AWS; `block_length`: in elements, instead of the runtime's."""
+        self.transport = f"{transport}, TLS" if tls else transport
+        if compression != "none":
+            self.tolerance = LOSSY_TOLERANCE
+        self._environment = TaskEnvironment(transport=transport, compression=compression)
+        self._tls = tls
         self._mode = mode
         self._momentum = momentum
         self._block_length = block_length
@@ -65,7 +79,7 @@ class Lockstep(ProcessSystem):
     def serve(self, case: Case) -> Iterator[str]:
         """The state and both planes that a server task has, without a model to build."""
         self._prepare()
-        codec = codec_for("none", topk_ratio=1.0)
+        codec = codec_for(self._environment.compression, self._environment.topk_ratio)
         state = ServerState(
             workers=case.workers,
             parameters=torch.zeros(case.parameters),
@@ -74,17 +88,17 @@ class Lockstep(ProcessSystem):
             codec=codec,
         )
         server = Listening.on(
-            "127.0.0.1",
+            HOST,
             0,
             state,
             codec,
-            Identity(Trust(token=TOKEN)),
+            self._identity(case),
             study=STUDY,
             experiment=EXPERIMENT,
             workers=case.workers,
         )
         try:
-            yield f"127.0.0.1:{server.port}"
+            yield f"{HOST}:{server.port}"
         finally:
             server.stop()
 
@@ -92,19 +106,31 @@ class Lockstep(ProcessSystem):
     def connect(self, case: Case, rank: int, address: str) -> Iterator[Update]:
         """A worker that is ready, with gradient and parameters where a worker's model has them."""
         self._prepare()
-        (wire,) = wires_for(TaskEnvironment(transport=self.transport), [case.parameters])
+        (wire,) = wires_for(self._environment, [case.parameters])
         gradient, parameters = torch.empty(case.parameters), torch.empty(case.parameters)
         if wire.vectors is not None:
             gradient, parameters = wire.vectors.gradient, wire.vectors.parameters
         gradient.fill_(1)
         sender = Sender(study=STUDY, experiment=EXPERIMENT, rank=rank)
-        trust = Trust(token=TOKEN)
+        certificate = (case.folder / CERTIFICATE).read_text(encoding="ascii") if self._tls else None
         with Connection(
-            address, sender, trust=trust, timeout_seconds=TIMEOUT_SECONDS, abandon=_abandon
+            address,
+            sender,
+            trust=Trust(certificate, TOKEN),
+            timeout_seconds=TIMEOUT_SECONDS,
+            abandon=_abandon,
         ) as connection:
             connection.ready(wire, case.steps)
             yield _Pushes(connection, gradient, parameters)
             connection.finish(connection.pull(into=parameters).version)
+
+    def _identity(self, case: Case) -> Identity:
+        """With a new certificate, which the workers find in the round's folder, or without one."""
+        made = Identity.make(HOST, tls=self._tls)
+        certificate = made.trust.certificate_pem
+        if certificate is not None:
+            (case.folder / CERTIFICATE).write_text(certificate, encoding="ascii")
+        return Identity(Trust(certificate, TOKEN), made.private_key_pem)
 
     def _prepare(self) -> None:
         if self._block_length is not None:

@@ -3,7 +3,6 @@
 This side starts bench/systems/ray_driver.py there and reads its answer; it never imports Ray.
 """
 
-import dataclasses
 import json
 import os
 import signal
@@ -42,11 +41,17 @@ class RayActor(System):
 
     def run_round(self, case: Case, timeout_seconds: float) -> Sample:
         """Start a cluster of this machine, warm up, measure, stop it. Raises RoundFailed."""
+        (sample,) = self.run_laps(case, 1, timeout_seconds)
+        return sample
+
+    def run_laps(self, case: Case, laps: int, timeout_seconds: float) -> list[Sample]:
+        """The same, and measure several times between start and stop."""
         question = {
             "parameters": case.parameters,
             "workers": case.workers,
             "warm_up": case.warm_up,
             "updates": case.updates,
+            "laps": laps,
             "folder": str(case.folder),
         }
         environ = dict(os.environ) | ENVIRONMENT
@@ -75,7 +80,7 @@ class RayActor(System):
             words = " | ".join(log.read().strip().splitlines()[-3:])
         if driver.returncode != 0:
             raise RoundFailed(f"Ray's driver ended with {driver.returncode}: {words}")
-        return sample_of(answer, case)
+        return samples_of(answer, case)
 
 
 def ray_version() -> str | None:
@@ -87,14 +92,14 @@ def ray_version() -> str | None:
     return found.stdout.strip() or None
 
 
-def sample_of(answer: str, case: Case) -> Sample:
-    """The sample in the driver's last line. Raises RoundFailed if it says that parameters were wrong."""
-    said = json.loads(answer.strip().splitlines()[-1])
-    found = said.pop("parameter")
-    if abs(found - case.expected_parameter) > 1e-5 * abs(case.expected_parameter):
-        raise RoundFailed(f"wrong parameters: {found} after all updates; expected {case.expected_parameter}")
-    names = {field.name for field in dataclasses.fields(Sample)} - {"updates"}
-    return Sample(updates=case.workers * case.updates, **{name: said[name] for name in names})
+def samples_of(answer: str, case: Case) -> list[Sample]:
+    """A sample per lap, from the driver's last line. Raises RoundFailed where it says that parameters were wrong."""
+    laps = json.loads(answer.strip().splitlines()[-1])
+    for lap, said in enumerate(laps, start=1):
+        found, expected = said.pop("parameter"), case.parameter_after(case.warm_up + lap * case.updates)
+        if abs(found - expected) > 1e-5 * abs(expected):
+            raise RoundFailed(f"wrong parameters: {found} after all updates; expected {expected}")
+    return [Sample(updates=case.workers * case.updates, **said) for said in laps]
 
 
 def _stop(driver: "subprocess.Popen[str]") -> None:

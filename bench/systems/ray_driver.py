@@ -8,6 +8,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -55,8 +56,8 @@ class Worker:
         return began, time.monotonic(), max(float(parameters[0]), float(parameters[-1]))
 
 
-def main(question: dict[str, Any]) -> dict[str, Any]:
-    """Warm up, measure; returns the fields of a Sample and `parameter`, the value that the last worker got."""
+def main(question: dict[str, Any]) -> list[dict[str, Any]]:
+    """Warm up and measure; returns for each lap the fields of a Sample and `parameter`, which the last worker got."""
     parameters, workers = question["parameters"], question["workers"]
     ray.init(
         num_cpus=workers + 1,
@@ -73,17 +74,22 @@ def main(question: dict[str, Any]) -> dict[str, Any]:
     ]
     pid, idle = ray.get(server.whoami.remote())
     ray.get([worker.run.remote(question["warm_up"]) for worker in crew])
-    carried, spent = measure.loopback_bytes(), measure.cpu_seconds(pid)
-    laps = ray.get([worker.run.remote(question["updates"]) for worker in crew])
-    spent = measure.cpu_seconds(pid) - spent
-    carried = measure.loopback_bytes() - carried
-    peak = measure.peak_above_idle(measure.Memory(**idle), measure.read_memory(pid))
+    found = [_lap(crew, question["updates"], pid, measure.Memory(**idle)) for _ in range(question["laps"])]
     ray.shutdown()
+    return found
+
+
+def _lap(crew: Sequence[Any], updates: int, server: int, idle: measure.Memory) -> dict[str, Any]:
+    """`server`: its process id; `idle`: the memory of that process before it held anything."""
+    carried, spent = measure.loopback_bytes(), measure.cpu_seconds(server)
+    laps = ray.get([worker.run.remote(updates) for worker in crew])
+    spent = measure.cpu_seconds(server) - spent
+    carried = measure.loopback_bytes() - carried
     return {
         "seconds": max(ended for _, ended, _ in laps) - min(began for began, _, _ in laps),
         "loopback_bytes": carried,
         "server_cpu_seconds": spent,
-        "server_peak_bytes": peak,
+        "server_peak_bytes": measure.peak_above_idle(idle, measure.read_memory(server)),
         "parameter": min(parameter for _, _, parameter in laps),
     }
 

@@ -11,8 +11,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from lambdas.environment import ClusterEnvironment
 from lambdas.table import ExperimentTable
+from lambdas.task_logs import TaskLogs
 from lambdas.tasks import TaskList
-from lambdas.verdict import judge
+from lambdas.verdict import judge, of_this_run
 
 logger = Logger(service="judge_experiment")
 
@@ -24,11 +25,15 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:  #
     logger.append_keys(study_id=study_id, experiment=name)
     environment = ClusterEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
-    experiment = table.experiment(study_id, name).experiment
-    outcomes = TaskList.of(environment.cluster_arn).end_group(
+    row = table.experiment(study_id, name)
+    experiment = row.experiment
+    of_its_group = TaskList.of(environment.cluster_arn).end_group(
         experiment.task_group, "Lockstep: the experiment has ended"
     )
-    verdict = judge(experiment, outcomes, table.records(study_id, name), error)
-    table.settle(experiment, verdict, tasks=outcomes, error=error)
+    outcomes = of_this_run(of_its_group, row.started_at)
+    records = table.records(study_id, name)
+    verdict = judge(experiment, outcomes, records, error)
+    tasks = TaskLogs.named(environment.log_group_name).attached(outcomes, records)
+    table.settle(experiment, verdict, tasks=tasks, error=error)
     logger.info("judged", status=verdict.status, cause=verdict.cause)
     return {"name": name, "status": verdict.status}

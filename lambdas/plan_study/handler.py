@@ -1,7 +1,8 @@
 """PlanStudy: a study document in, the items of the RunExperiments Map out.
 
 Runs as the first state. Knows nothing of ECS; starts nothing. Idempotent: rows that are there stay,
-and those of another execution of the same name are not taken over.
+what has completed is not run again where the execution is redriven, and rows of another
+execution of the same name are not taken over.
 """
 
 from typing import Any
@@ -31,12 +32,13 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         items = launch_items(experiments)
         table = ExperimentTable.named(TableEnvironment.read().table_name)
         table.put_plan(study_id, event["study"], experiments, execution)
+        completed = table.completed(study_id)
     except StudyRefused as refusal:
         logger.info("refused", problems=refusal.problems)
         return {"refusal": str(refusal), "experiments": []}
     logger.info("planned", experiments=len(experiments))
     return {
         "refusal": "",
-        "experiments": items,
+        "experiments": [item for item in items if item["name"] not in completed],
         "max_parallel_experiments": study.max_parallel_experiments,
     }

@@ -17,6 +17,12 @@ CPU_UNITS_OF_A_VCPU = 1024
 RESTARTS: Final = 3
 """How many times a task that was struck is started again: one that is struck each time must not go on for ever."""
 
+LAUNCH_SECONDS: Final = 900
+"""Longest way of a task to its first line of Python: capacity, a network interface, the image."""
+
+ENDING_SECONDS: Final = 120
+"""Longest way of a task that has given up to its end: last words to its peers, last records, its stop timeout."""
+
 MAX_ITEMS_BYTES: Final = 250_000
 """All items of a study, as JSON, with room for what stands beside them in the output of their state.
 
@@ -47,9 +53,13 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
         "on_worker_loss": experiment.on_worker_loss,
         "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
         "worker_restarts": _worker_restarts(experiment),
+        "timeouts": _timeouts(experiment),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
         "server": _task(experiment.server),
-        "worker": _task(experiment.worker),
+        "worker": {
+            **_task(experiment.worker),
+            "capacity": "FARGATE_SPOT" if experiment.worker.spot else "FARGATE",
+        },
     }
 
 
@@ -59,6 +69,16 @@ def _worker_restarts(experiment: Experiment) -> list[int]:
         return [0] * experiment.workers
     staying_away = {c.rank for c in experiment.faults.crashes if c.restart_after_seconds is None}
     return [0 if rank in staying_away else RESTARTS for rank in range(experiment.workers)]
+
+
+def _timeouts(experiment: Experiment) -> dict[str, int]:
+    """After how many seconds a state is given up that waits for a task, or for the server's address.
+
+    A guarantee only: before that the server gives the experiment up, and says why. Workers start after it and end
+    with it.
+    """
+    task = LAUNCH_SECONDS + experiment.timeout_seconds + ENDING_SECONDS
+    return {"server": task, "worker": task, "rendezvous": LAUNCH_SECONDS}
 
 
 def _task(size: TaskSize) -> dict[str, Any]:

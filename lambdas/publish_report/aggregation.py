@@ -23,6 +23,7 @@ from contract.metrics import (
     WorkerSummary,
 )
 from contract.plan import Experiment
+from contract.table import Status
 from lambdas.publish_report.results import (
     AsyncServerMetrics,
     EmitterRecords,
@@ -38,6 +39,7 @@ from lambdas.publish_report.results import (
     WorkerMetrics,
     WorkerResult,
 )
+from lambdas.verdict import failed_in_order, first_to_fail
 
 Kind = TypeVar("Kind", bound=MetricRecord)
 Emitter = tuple[Role, int]
@@ -75,9 +77,23 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
         traffic=_traffic(summaries, _of(records, ServerSummary)),
         workers=[_picked(WorkerResult, summary) for summary in summaries],
         failures=[_picked(TaskFailure, failed) for failed in _of(records, TaskFailed)],
+        **_ends(outcome, records),
         provenance=[_picked(TaskProvenance, started) for started in _of(records, TaskStarted)],
         records=_emitter_records(experiment, records),
     )
+
+
+def _ends(outcome: ExperimentOutcome, records: Sequence[MetricRecord]) -> dict[str, Any]:
+    """How the tasks of an experiment ended that did not complete, and which of them failed first."""
+    if outcome.status is Status.COMPLETED:
+        return {"first_failure": "", "task_ends": []}
+    first = first_to_fail(outcome.tasks, records)
+    failed = failed_in_order(outcome.tasks, records)
+    others = sorted((task for task in outcome.tasks if task.succeeded), key=lambda task: task.label)
+    return {
+        "first_failure": first.label if first else "",
+        "task_ends": [*failed, *others],
+    }
 
 
 def unique_records(records: Iterable[MetricRecord]) -> list[MetricRecord]:

@@ -1,6 +1,7 @@
 """PublishReport: everything that the table knows of a study in, its results tree in S3 out.
 
-Runs last, whether experiments failed or not; writes the study's terminal status.
+Runs whether experiments failed or not, and tells ConcludeStudy how the study ended; once more for sweep_tasks, where
+the study was aborted.
 """
 
 import mimetypes
@@ -17,7 +18,7 @@ from contract.table import Status
 from lambdas.environment import ReportEnvironment
 from lambdas.publish_report.page import render
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
-from lambdas.table import ExperimentTable
+from lambdas.table import ExperimentTable, StudyRow
 
 logger = Logger(service="publish_report")
 
@@ -29,9 +30,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     logger.append_keys(study_id=study_id)
     environment = ReportEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
-    outcome = _collect(table, study_id)
-    _upload(environment.bucket_name, study_id, render(outcome))
-    table.end_study(study_id, outcome.status)
+    outcome = _publish(table, environment.bucket_name, study_id)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
     return {
@@ -42,26 +41,44 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     }
 
 
-def _collect(table: ExperimentTable, study_id: str) -> StudyOutcome:
+def _publish(table: ExperimentTable, bucket_name: str, study_id: str) -> StudyOutcome:
+    """Render and upload; again, where the study was aborted meanwhile: that is what the report must say then."""
+    row = _study(table, study_id)
+    while True:
+        outcome = _collect(table, row)
+        _upload(bucket_name, study_id, render(outcome))
+        before, row = row, _study(table, study_id)
+        if (row.status is Status.ABORTED) == (before.status is Status.ABORTED):
+            return outcome
+
+
+def _study(table: ExperimentTable, study_id: str) -> StudyRow:
     row = table.study(study_id)
     if row is None:
         raise KeyError(f"no study {study_id} in the table")
-    study = parse_study(row.document)
+    return row
+
+
+def _collect(table: ExperimentTable, row: StudyRow) -> StudyOutcome:
+    study_id, study = row.study_id, parse_study(row.document)
     rows = table.experiments(study_id)
     failures = sum(experiment.status is not Status.COMPLETED for experiment in rows)
+    status = Status.FAILED if failures > study.tolerated_failures else Status.COMPLETED
     return StudyOutcome(
         study_id=study_id,
         name=study.name,
         document=row.document,
-        status=Status.FAILED if failures > study.tolerated_failures else Status.COMPLETED,
+        status=Status.ABORTED if row.status is Status.ABORTED else status,
+        cause=row.cause,
         started_at=datetime.fromisoformat(row.created_at),
-        ended_at=datetime.now(UTC),
+        ended_at=datetime.fromisoformat(row.ended_at) if row.ended_at else datetime.now(UTC),
         warnings=[warning for experiment in rows for warning in experiment.warnings],
         experiments=[
             ExperimentOutcome(
                 experiment=experiment.experiment,
                 status=experiment.status,
                 cause=experiment.cause,
+                tasks=experiment.tasks,
                 records=table.records(study_id, experiment.experiment.name),
             )
             for experiment in rows
@@ -82,6 +99,6 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution's Fail state says; Step Functions takes 32,768 characters."""
+    """What the execution fails with."""
     lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
     return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""

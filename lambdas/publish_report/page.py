@@ -22,7 +22,7 @@ from contract.results import (
     scaling_plot,
     side_by_side_plot,
 )
-from lambdas.publish_report import sections, spending
+from lambdas.publish_report import endings, sections, spending
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.conditions import Condition, pictured
 from lambdas.publish_report.findings import Findings, findings
@@ -104,6 +104,8 @@ def _template_environment() -> Environment:
     )
     environment.filters["units"] = _with_units
     environment.globals["task_name"] = sections.task_name
+    environment.globals["task_ends"] = endings.task_ends
+    environment.globals["last_lines"] = endings.last_lines
     return environment
 
 

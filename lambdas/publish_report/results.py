@@ -20,6 +20,7 @@ from contract.network import Network
 from contract.plan import Experiment
 from contract.table import Status
 from contract.training import Training
+from lambdas.verdict import TaskOutcome
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,8 @@ class ExperimentOutcome:
     status: Status
     cause: str = ""
     """Why it did not complete; empty where it did, or where nobody knows."""
+    tasks: Sequence[TaskOutcome] = ()
+    """How its tasks ended, as far as ECS told."""
     records: Sequence[MetricRecord] = ()
     """In any order, any of them missing or there several times."""
 
@@ -43,6 +46,8 @@ class StudyOutcome:
     document: Mapping[str, Any]
     """The study document as it was given."""
     status: Status
+    cause: str = ""
+    """Why it was aborted."""
     started_at: datetime
     ended_at: datetime
     warnings: Sequence[str] = ()
@@ -73,7 +78,7 @@ class ServerMetrics(Shape):
     mean_step_seconds: float | None
     """Mean time between updates over the whole run; in sync mode the duration of a step."""
     apply_seconds: float | None
-    """Time spent in the optimizer."""
+    """Time spent adding gradients up and in the optimizer."""
     lock_seconds: float | None
     """Time that threads waited for locks, summed over them."""
     sent_bytes: int | None
@@ -271,6 +276,10 @@ class ExperimentResult(Shape):
     traffic: Traffic | None
     workers: list[WorkerResult]
     failures: list[TaskFailure]
+    first_failure: str
+    """The task that failed first ("worker 1"); empty where none did, or where nobody knows."""
+    task_ends: list[TaskOutcome]
+    """The root of the failure first; empty where the experiment completed."""
     provenance: list[TaskProvenance]
     records: list[EmitterRecords]
 

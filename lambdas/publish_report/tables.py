@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from contract.results import experiment_file
+from lambdas.publish_report.endings import as_text
 from lambdas.publish_report.findings import Findings
 from lambdas.publish_report.labels import compression_label, labels_of
 from lambdas.publish_report.notes import overload
@@ -33,14 +34,16 @@ def summary_text(outcome: StudyOutcome, results: Sequence[ExperimentResult]) -> 
     """The classic table; an experiment that did not complete has no figures in it, and its cause below."""
     labels = labels_of(results)
     ended = verdict(outcome.status, [result.status for result in results])
-    lines = [f"{outcome.name} ({outcome.study_id}): {ended}", *labels, ""]
+    lines = [f"{outcome.name} ({outcome.study_id}): {ended}"]
+    lines += [one_line(outcome.cause)] if outcome.cause else []
+    lines += [*labels, ""]
     lines += _aligned([TEXT_COLUMNS, *map(_text_row, results)])
     unfinished = [result for result in results if not result.completed]
     if unfinished:
         lines += ["", f"Not completed: {len(unfinished)} of {len(results)}"]
-        lines += [
-            f"  {r.experiment_name}: {r.status}: {one_line(r.cause) or 'no cause known'}" for r in unfinished
-        ]
+        for result in unfinished:
+            cause = one_line(result.cause) or "no cause known"
+            lines += [f"  {result.experiment_name}: {result.status}: {cause}", *as_text(result)]
     if warnings := [*overload(results), *outcome.warnings]:
         lines += ["", "Warnings:", *(f"  {one_line(warning)}" for warning in warnings)]
     return "\n".join(lines) + "\n"
@@ -137,6 +140,7 @@ def study_json(outcome: StudyOutcome, results: Sequence[ExperimentResult], found
         "study_id": outcome.study_id,
         "name": outcome.name,
         "status": outcome.status,
+        "cause": outcome.cause,
         "started_at": outcome.started_at.isoformat(),
         "ended_at": outcome.ended_at.isoformat(),
         "study": dict(outcome.document),

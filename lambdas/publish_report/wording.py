@@ -90,5 +90,10 @@ def verdict(study: Status, experiments: Sequence[Status]) -> str:
 
 def one_line(text: str) -> str:
     """Text of unknown origin on one line, with control characters (terminals obey them) made visible."""
-    flat = " ".join(text.split())
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in flat)
+    return visible(" ".join(text.split()))
+
+
+def visible(line: str) -> str:
+    """A line of unknown origin with its spaces as they are; whatever else does not print is made visible."""
+    line = line.expandtabs(4)
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -5,6 +5,8 @@ for a while, then read the source.
 """
 
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from typing import Any
@@ -12,12 +14,16 @@ from typing import Any
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.metrics import MetricRecord
 from contract.table import Status
 from lambdas.environment import ReconcileEnvironment
 from lambdas.metric_lines import parse_lines
 from lambdas.reconcile_metrics.gaps import Gaps, find_gaps, settle
 from lambdas.reconcile_metrics.log_lines import metric_lines
 from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.task_logs import TaskLogs
+from lambdas.tasks import TaskList
+from lambdas.verdict import CLOCKS_DIFFER, of_this_run
 
 logger = Logger(service="reconcile_metrics")
 
@@ -44,15 +50,33 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     logger.append_keys(study_id=study_id)
     environment = ReconcileEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
-    rows = table.experiments(study_id)
+    tasks = TaskList.of(environment.cluster_arn)
+    rows = [_ended(tasks, row) for row in table.experiments(study_id)]
     suspects = _wait_for_records(table, rows, environment.patience_seconds)
-    backfilled = _backfill(table, study_id, suspects, environment.log_group_name) if suspects else 0
+    began = {row.experiment.name: row.started_at for row in rows}
+    backfilled = _backfill(table, study_id, suspects, began, environment.log_group_name) if suspects else 0
     # An execution goes on as it began, also where the state machine was deployed anew meanwhile.
     errors = {item["name"]: item["error"] for item in event.get("unjudged", [])}
+    logs = TaskLogs.named(environment.log_group_name)
     for row in rows:
-        _settle(table, row, errors.get(row.experiment.name))
+        _settle(table, logs, row, errors.get(row.experiment.name))
     logger.info("reconciled", experiments=len(rows), backfilled=backfilled)
     return {"experiments": len(rows), "backfilled": backfilled}
+
+
+def _ended(tasks: TaskList, row: ExperimentRow) -> ExperimentRow:
+    """An experiment that JudgeExperiment did not bring to an end is ended here, with how its tasks ended.
+
+    Where that fails too, it gets a verdict all the same, and sweep_tasks finds what it left running.
+    """
+    if row.status is not Status.RUNNING:
+        return row
+    try:
+        ended = tasks.end_group(row.experiment.task_group, "Lockstep: the experiment has ended")
+        return replace(row, tasks=of_this_run(ended, row.started_at))
+    except Exception:
+        logger.exception("not ended", experiment=row.experiment.name)
+        return row
 
 
 def _wait_for_records(table: ExperimentTable, rows: list[ExperimentRow], patience_seconds: float) -> Suspects:
@@ -76,8 +100,13 @@ def _gaps(table: ExperimentTable, row: ExperimentRow) -> Gaps:
     return find_gaps(row.experiment, row.tasks, records)
 
 
-def _backfill(table: ExperimentTable, study_id: str, suspects: Suspects, log_group_name: str) -> int:
-    """Write every record of `suspects` that the log streams hold. Returns how many there were."""
+def _backfill(
+    table: ExperimentTable, study_id: str, suspects: Suspects, began: Mapping[str, str], log_group_name: str
+) -> int:
+    """Write every record of `suspects` that the log streams hold of the present run. Returns how many there were.
+
+    `began`: when each experiment began, as its row says. A redriven one has an earlier run in the same streams.
+    """
     study = table.study(study_id)
     if study is None:
         return 0
@@ -88,22 +117,35 @@ def _backfill(table: ExperimentTable, study_id: str, suspects: Suspects, log_gro
         backfilled += table.put_records(
             record
             for record in parse_lines(some).records
-            if record.study == study_id and (record.experiment, record.role, record.rank) in suspects
+            if record.study == study_id
+            and (record.experiment, record.role, record.rank) in suspects
+            and _is_of_run(record, began[record.experiment])
         )
     return backfilled
 
 
-def _settle(table: ExperimentTable, row: ExperimentRow, caught: dict[str, str] | None) -> None:
+def _is_of_run(record: MetricRecord, began: str) -> bool:
+    return not began or record.timestamp >= datetime.fromisoformat(began) - CLOCKS_DIFFER
+
+
+def _settle(
+    table: ExperimentTable, logs: TaskLogs, row: ExperimentRow, caught: dict[str, str] | None
+) -> None:
     """Write the last word on an experiment; `caught` is the error that kept it from a verdict, if that is known."""
-    if row.status is Status.ABORTED:
+    if row.status in {Status.STOPPING, Status.ABORTED}:
         return
-    error = _error_without_verdict(row.status, caught) if row.status in WITHOUT_VERDICT else row.error
+    error = _error_without_verdict(row, caught) if row.status in WITHOUT_VERDICT else row.error
     records = table.records(row.experiment.study_id, row.experiment.name)
     verdict, warnings = settle(row.experiment, row.tasks, error, records)
-    table.settle(row.experiment, verdict, tasks=row.tasks, error=error, warnings=warnings)
+    # Lines that were on their way when the experiment was judged have arrived by now.
+    tasks = logs.attached(row.tasks, records) if verdict.status is Status.FAILED else row.tasks
+    table.settle(row.experiment, verdict, tasks=tasks, error=error, warnings=warnings)
 
 
-def _error_without_verdict(status: Status, caught: dict[str, str] | None) -> dict[str, str]:
-    error, cause = WITHOUT_VERDICT[status]
+def _error_without_verdict(row: ExperimentRow, caught: dict[str, str] | None) -> dict[str, str] | None:
+    """Why there is none; None where nothing but the verdict is missing."""
+    if row.tasks and all(task.succeeded for task in row.tasks):
+        return None
+    error, cause = WITHOUT_VERDICT[row.status]
     why = f": {caught['Error']}: {caught['Cause']}" if caught else "; the execution's history may say more"
     return {"Error": error, "Cause": cause + why}

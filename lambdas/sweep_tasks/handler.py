@@ -1,61 +1,71 @@
-"""SweepTasks: stop the tasks of executions that have ended, and say so in their rows.
+"""SweepTasks: no task outlives its execution or its experiment's verdict, and no study stays unfinished.
 
 Runs on the status changes of executions that ended badly, and on a schedule. Step Functions cancels the tasks
-of a stopped execution by best effort; this is the guarantee. Idempotent; what fails with one study or task keeps
-no other from its turn, and fails the call in the end, so that it is made again.
+of a stopped execution by best effort; this is the guarantee. Idempotent, and may run twice at once; what it has
+no time for is left to the next call. What fails with one study or task keeps no other from its turn, and fails
+the call in the end, so that it is made again.
 """
 
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-import boto3
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.plan import study_of_group
-from contract.table import Status
 from lambdas.environment import SweepEnvironment
-from lambdas.table import ExperimentTable
-from lambdas.tasks import Task, TaskList
+from lambdas.sweep_tasks.executions import EndedExecution
+from lambdas.sweep_tasks.sweep import Sweep
+from lambdas.tasks import Task
 
 logger = Logger(service="sweep_tasks")
 
+RESERVE_SECONDS = 30.0
+"""Of the function's time: kept for writing down what has ended."""
+
 
 @logger.inject_lambda_context
-def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  # noqa: ARG001 - Lambda passes it
-    """Sweep the study of a status-change event, and every other study that has tasks but no execution.
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
+    """Sweep the study of a status-change event, every open study, and every one that has tasks.
 
-    Raises ExceptionGroup of what went wrong, after every study had its turn.
+    Returns how many tasks were told to stop, and how many studies are left to the next call. Raises
+    ExceptionGroup of what went wrong, after every study had its turn.
     """
-    environment = SweepEnvironment.read()
-    table = ExperimentTable.named(environment.table_name)
-    tasks = TaskList.of(environment.cluster_arn)
-    by_study = _by_study(tasks.running())
-    ended_study = event.get("detail", {}).get("name")
-    swept, failures = 0, list[Exception]()
-    for study_id in sorted(by_study.keys() | ({ended_study} - {None})):
-        try:
-            status = _execution_status(environment.state_machine_arn, study_id)
-            if status != "RUNNING":
-                orphans = by_study.get(study_id, [])
-                _sweep(table, tasks, study_id, orphans, f"the execution of the study has ended: {status}")
-                swept += len(orphans)
-        except Exception as error:
-            logger.exception("not swept", study_id=study_id)
-            failures.append(error)
+    deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
+    sweep = Sweep.of(SweepEnvironment.read(), deadline)
+    by_study = _by_study(sweep.tasks.running())
+    failures: list[Exception] = []
+    open_studies = set[str]()
+    with _noted(failures):
+        open_studies.update(sweep.table.open_studies())
+    named = {event.get("detail", {}).get("name")} - {None}
+    ended: dict[str, EndedExecution] = {}
+    # All are told to stop before any is waited for: they end side by side.
+    for study_id in sorted(by_study.keys() | open_studies | named):
+        with _noted(failures, study_id):
+            if execution := sweep.begin(study_id, by_study.get(study_id, [])):
+                ended[study_id] = execution
+    left = 0
+    for study_id, execution in ended.items():
+        with _noted(failures, study_id):
+            done = sweep.conclude(study_id, execution, is_open=study_id in open_studies)
+            logger.info("swept", study_id=study_id, status=execution.status, done=done)
+            left += not done
     if failures:
-        studies = "study" if len(failures) == 1 else "studies"
-        raise ExceptionGroup(f"{len(failures)} {studies} could not be swept", failures)
-    return {"swept": swept}
+        raise ExceptionGroup(f"not everything could be swept: {len(failures)} failed", failures)
+    return {"stopped": sweep.stopped, "left": left}
 
 
-def _sweep(table: ExperimentTable, tasks: TaskList, study_id: str, orphans: list[Task], reason: str) -> None:
-    """First the rows, then the tasks: an experiment that was marked starts no further task."""
+@contextmanager
+def _noted(failures: list[Exception], study_id: str | None = None) -> Iterator[None]:
+    """What fails here is told in the end."""
     try:
-        _mark_aborted(table, study_id, reason)
-    finally:
-        # Whatever became of the rows: no task outlives its execution.
-        tasks.stop(orphans, f"Lockstep: {reason}")
-    logger.info("swept", study_id=study_id, reason=reason, tasks=len(orphans))
+        yield
+    except Exception as error:
+        logger.exception("not swept", study_id=study_id)
+        failures.append(error)
 
 
 def _by_study(running: list[Task]) -> dict[str, list[Task]]:
@@ -64,19 +74,3 @@ def _by_study(running: list[Task]) -> dict[str, list[Task]]:
         if study_id := study_of_group(task.group):
             found.setdefault(study_id, []).append(task)
     return found
-
-
-def _execution_status(state_machine_arn: str, study_id: str) -> str:
-    """The execution's status; MISSING where Step Functions knows none of that name."""
-    client = boto3.client("stepfunctions")
-    execution_arn = f"{state_machine_arn.replace(':stateMachine:', ':execution:')}:{study_id}"
-    try:
-        return client.describe_execution(executionArn=execution_arn)["status"]
-    except client.exceptions.ExecutionDoesNotExist:
-        return "MISSING"
-
-
-def _mark_aborted(table: ExperimentTable, study_id: str, reason: str) -> None:
-    for row in table.experiments(study_id):
-        table.abort(row.experiment, reason)
-    table.end_study(study_id, Status.ABORTED)

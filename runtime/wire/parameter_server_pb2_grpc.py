@@ -88,7 +88,8 @@ class ParameterServerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Withdraw(self, request, context):
-        """A worker that cannot take part says why: training ends for that reason.
+        """A worker that cannot take part, or not any more, says why: training ends for that reason, unless it has begun and
+        the others go on without a lost worker.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -13,6 +13,9 @@ from typing import Any, NamedTuple
 import boto3
 import psutil
 
+from contract.plan import study_of_group
+from contract.results import study_prefix
+from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import CREDENTIALS, REGION
 
@@ -119,6 +122,42 @@ def await_end(cloud: Cloud, execution_arn: str, patience_seconds: float = 120) -
     return ended
 
 
+def study_of(arn: str) -> str:
+    """The study that an execution runs."""
+    return arn.rsplit(":", 1)[1]
+
+
+def cause_of(described: dict[str, Any]) -> str:
+    """What a failed execution says; where a function of ours failed it, the message alone."""
+    cause: str = described.get("cause", "")
+    try:
+        return str(json.loads(cause)["errorMessage"])
+    except (ValueError, KeyError, TypeError):
+        return cause
+
+
+def table_of(cloud: Cloud) -> ExperimentTable:
+    """The deployed table."""
+    dynamodb = boto3.resource(
+        "dynamodb",
+        endpoint_url=cloud.endpoint,
+        region_name=REGION,
+        aws_access_key_id=CREDENTIALS["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
+    )
+    return ExperimentTable(dynamodb.Table(cloud.outputs["TableName"]))
+
+
+def published(cloud: Cloud, arn: str, path: str) -> str | None:
+    """A file of a study's results tree; None where it is not there (yet)."""
+    s3, key = client(cloud, "s3"), study_prefix(study_of(arn)) + path
+    try:
+        body: bytes = s3.get_object(Bucket=cloud.outputs["BucketName"], Key=key)["Body"].read()
+    except s3.exceptions.NoSuchKey:
+        return None
+    return body.decode()
+
+
 class RunningTask(NamedTuple):
     """A task that runs in a cloud, and its process on this machine."""
 
@@ -128,19 +167,54 @@ class RunningTask(NamedTuple):
     pid: int
 
 
-def running_tasks(cloud: Cloud) -> list[RunningTask]:
-    """The tasks that ECS means to be running and whose process was started."""
-    ecs, cluster = client(cloud, "ecs"), cloud.outputs["ClusterArn"]
-    arns = ecs.list_tasks(cluster=cluster)["taskArns"]
-    log = Path(cloud.state, "engine.log").read_text()
-    pids = dict(re.findall(r"started ministack-ecs-(\w{8})-\w+ at \S+ \(pid (\d+)\)", log))
-    described = ecs.describe_tasks(cluster=cluster, tasks=arns)["tasks"] if arns else []
+def running_tasks(cloud: Cloud, arn: str | None = None) -> list[RunningTask]:
+    """The tasks that ECS means to be running and whose process was started; of one study where its `arn` is given."""
+    pids = _pids(cloud)
     tasks = []
-    for task in described:
+    for task in _described(cloud, "RUNNING"):
         container = task["overrides"]["containerOverrides"][0]
         environment = {pair["name"]: pair["value"] for pair in container["environment"]}
-        pid = pids.get(task["taskArn"].rsplit("/", 1)[1][:8])
-        if pid:
+        pid = pids.get(_short_id(task))
+        if pid and (arn is None or study_of_group(task["group"]) == study_of(arn)):
             rank = int(environment.get("WORKER_RANK", "0"))
-            tasks.append(RunningTask(environment["EXPERIMENT_NAME"], container["name"], rank, int(pid)))
+            tasks.append(RunningTask(environment["EXPERIMENT_NAME"], container["name"], rank, pid))
     return tasks
+
+
+def ended_tasks(cloud: Cloud, arn: str) -> int:
+    """How many tasks of a study have ended."""
+    return sum(study_of_group(task["group"]) == study_of(arn) for task in _described(cloud, "STOPPED"))
+
+
+def left_of(cloud: Cloud, arn: str) -> list[str]:
+    """What is left of a study: tasks that have not ended, and processes of any task that it ever had."""
+    pids = _pids(cloud)
+    left = []
+    for task in [*_described(cloud, "RUNNING"), *_described(cloud, "STOPPED")]:
+        if study_of_group(task["group"]) != study_of(arn):
+            continue
+        pid = pids.get(_short_id(task))
+        if task["lastStatus"] != "STOPPED" or (pid and psutil.pid_exists(pid)):
+            left.append(f"{task['taskArn']} {task['lastStatus']} (pid {pid})")
+    return left
+
+
+def _described(cloud: Cloud, desired_status: str) -> list[dict[str, Any]]:
+    ecs, cluster = client(cloud, "ecs"), cloud.outputs["ClusterArn"]
+    pages = ecs.get_paginator("list_tasks").paginate(cluster=cluster, desiredStatus=desired_status)
+    arns = [arn for page in pages for arn in page["taskArns"]]
+    described: list[dict[str, Any]] = []
+    for start in range(0, len(arns), 100):
+        described += ecs.describe_tasks(cluster=cluster, tasks=arns[start : start + 100])["tasks"]
+    return described
+
+
+def _pids(cloud: Cloud) -> dict[str, int]:
+    """Beginning of a task's id → its process, of every task that was started."""
+    log = Path(cloud.state, "engine.log").read_text()
+    found = re.findall(r"started ministack-ecs-(\w{8})-\w+ at \S+ \(pid (\d+)\)", log)
+    return {task: int(pid) for task, pid in found}
+
+
+def _short_id(task: dict[str, Any]) -> str:
+    return str(task["taskArn"]).rsplit("/", 1)[1][:8]

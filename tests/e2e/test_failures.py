@@ -11,8 +11,25 @@ from typing import Any
 
 import psutil
 
+from contract.table import Status
 from local.cloud import Cloud
-from tests.e2e.machine import LONG, QUICK, client, lockstep, running_tasks, until
+from tests.e2e.machine import (
+    LONG,
+    QUICK,
+    cause_of,
+    client,
+    left_of,
+    lockstep,
+    published,
+    running_tasks,
+    study_of,
+    table_of,
+    until,
+)
+
+
+def statuses(cloud: Cloud, arn: str) -> set[Status]:
+    return {row.status for row in table_of(cloud).experiments(study_of(arn))}
 
 
 def test_five_mistakes_are_five_named_problems_and_start_nothing(
@@ -63,15 +80,24 @@ def test_killed_worker_fails_its_experiment_and_no_other(
     # Then within a minute the study has ended FAILED with that worker as the root cause, in the report too
     described = ended(arn, patience_seconds=60)
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
-    assert f"victim: worker {victim.rank} was killed (exit code 137" in described["cause"]
-    assert "1 of 2 experiments failed" in described["cause"]
-    page = _result(cloud, arn, "report.html").decode()
+    assert f"victim: worker {victim.rank} was killed (exit code 137" in cause_of(described)
+    assert "1 of 2 experiments failed" in cause_of(described)
+    page = published(cloud, arn, "report.html") or ""
     assert f"worker {victim.rank} was killed (exit code 137" in page
+    # With how its tasks ended and what they wrote last
+    assert f"First to fail: worker {victim.rank}" in page
+    assert "Last log lines of server" in page
+    result = json.loads(published(cloud, arn, "experiments/victim.json") or "")
+    assert result["first_failure"] == f"worker {victim.rank}"
+    ends = {(end["role"], end["rank"]): end for end in result["task_ends"]}
+    assert ends.keys() == {("server", 0), *(("worker", rank) for rank in range(3))}
+    assert ends["worker", victim.rank]["exit_code"] == 137
+    assert "was lost" in " ".join(ends["server", 0]["last_lines"])
     # And the sibling has completed
-    assert json.loads(_result(cloud, arn, "experiments/sibling.json"))["status"] == "COMPLETED"
-    assert json.loads(_result(cloud, arn, "experiments/victim.json"))["status"] == "FAILED"
+    assert json.loads(published(cloud, arn, "experiments/sibling.json") or "")["status"] == "COMPLETED"
+    assert json.loads(published(cloud, arn, "experiments/victim.json") or "")["status"] == "FAILED"
     # And nothing of it is left
-    assert running_tasks(cloud) == []
+    assert left_of(cloud, arn) == []
     assert [task for task in tasks if Path(f"/proc/{task.pid}").exists()] == []
 
 
@@ -88,7 +114,7 @@ def test_dead_server_does_not_keep_anybody_waiting(
     os.kill(server.pid, signal.SIGKILL)
     described = ended(arn, patience_seconds=60)
     assert described["status"] == "FAILED"
-    assert "server was killed (exit code 137" in described["cause"]
+    assert "server was killed (exit code 137" in cause_of(described)
     assert running_tasks(cloud) == []
 
 
@@ -112,14 +138,16 @@ def test_training_goes_on_without_a_crashed_worker_until_it_is_back(
     described = ended(arn, patience_seconds=180)
 
     # Then both experiments completed, and their results say who was lost and who came back
-    assert described["status"] == "SUCCEEDED", described.get("cause")
-    assert _statuses(cloud, arn) == {"COMPLETED"}
-    alone, two = (json.loads(_result(cloud, arn, f"experiments/{name}.json")) for name in ("alone", "two"))
+    assert described["status"] == "SUCCEEDED", cause_of(described)
+    assert statuses(cloud, arn) == {Status.COMPLETED}
+    alone, two = (
+        json.loads(published(cloud, arn, f"experiments/{name}.json") or "") for name in ("alone", "two")
+    )
     assert [result["server_metrics"]["lost_workers"] for result in (alone, two)] == [[0], [0]]
     assert (alone["server_metrics"]["rejoined_workers"], alone["server_metrics"]["lost_steps"]) == ([0], 0)
     assert {task["rank"] for task in two["workers"]} >= {1}
     # And the report has it, with the label of what was injected
-    page = _result(cloud, arn, "report.html").decode()
+    page = published(cloud, arn, "report.html") or ""
     assert "injected crashes: worker 0 at step 2, back after 0.2" in page
     assert '<h2 id="losses">Losses</h2>' in page
     # And checkpoints went where the deployment keeps them
@@ -130,46 +158,31 @@ def test_training_goes_on_without_a_crashed_worker_until_it_is_back(
     assert {item["Key"].split("/")[2] for item in kept["Contents"]} == {"alone", "two"}
 
 
-def test_stopped_execution_is_swept(cloud: Cloud, start: Callable[..., str]) -> None:
+def test_no_further_experiment_of_a_stopped_execution_starts(cloud: Cloud, start: Callable[..., str]) -> None:
     # Given a study with running tasks and experiments that still wait
     study = {"matrix": {"workers": [1, 2]}, "max_parallel_experiments": 1, "training": QUICK, "compute": LONG}
     arn = start(study)
-    until(lambda: len(running_tasks(cloud)) >= 2, 60, "a server and a worker running")
+    until(lambda: len(running_tasks(cloud, arn)) >= 2, 60, "a server and a worker running")
 
     # When the execution is stopped
     client(cloud, "stepfunctions").stop_execution(executionArn=arn)
 
     # Then its tasks are gone within a minute, and no further experiment starts any
-    until(lambda: not running_tasks(cloud), 60, "no task left")
-    assert _statuses(cloud, arn) == {"ABORTED"}
+    until(lambda: statuses(cloud, arn) == {Status.ABORTED}, 60, "every experiment is aborted")
+    assert left_of(cloud, arn) == []
+    time.sleep(2)
+    assert running_tasks(cloud, arn) == []
 
 
 def test_missing_data_is_one_clear_error(
-    start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
     training = {"dataset": "cifar10", "data": "/nowhere"}
     arn = start({"experiments": [{"mode": "sync", "workers": 1}], "training": training})
     described = ended(arn)
     assert described["status"] == "FAILED"
-    assert "cifar10: 7 of 7 files are not in DATA_DIRECTORY /nowhere" in described["cause"]
-
-
-def _statuses(cloud: Cloud, arn: str) -> set[str]:
-    rows = client(cloud, "dynamodb").query(
-        TableName=cloud.outputs["TableName"],
-        KeyConditionExpression="pk = :pk AND begins_with(sk, :sk)",
-        ExpressionAttributeValues={
-            ":pk": {"S": f"STUDY#{arn.rsplit(':', 1)[1]}"},
-            ":sk": {"S": "EXPERIMENT#"},
-        },
-    )["Items"]
-    return {row["status"]["S"] for row in rows}
-
-
-def _result(cloud: Cloud, arn: str, path: str) -> bytes:
-    body: bytes = (
-        client(cloud, "s3")
-        .get_object(Bucket=cloud.outputs["BucketName"], Key=f"studies/{arn.rsplit(':', 1)[1]}/{path}")["Body"]
-        .read()
-    )
-    return body
+    said = "cifar10: 7 of 7 files are not in DATA_DIRECTORY /nowhere"
+    assert said in cause_of(described)
+    page = published(cloud, arn, "report.html") or ""
+    assert "First to fail: worker 0" in page
+    assert f"lockstep-worker: {said}" in page

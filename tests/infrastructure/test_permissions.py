@@ -12,8 +12,14 @@ from tests.infrastructure.conftest import Assembly, actions_of
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem"},
-    "judge_experiment": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", *TASKS},
+    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query"},
+    "judge_experiment": {
+        "dynamodb:GetItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "logs:GetLogEvents",
+        *TASKS,
+    },
     "ingest_metrics": {"dynamodb:BatchWriteItem"},
     "reconcile_metrics": {
         "dynamodb:GetItem",
@@ -21,12 +27,32 @@ FUNCTION_ACTIONS = {
         "dynamodb:UpdateItem",
         "dynamodb:BatchWriteItem",
         "logs:FilterLogEvents",
+        "logs:GetLogEvents",
+        *TASKS,
     },
-    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "s3:PutObject"},
-    "sweep_tasks": {"dynamodb:Query", "dynamodb:UpdateItem", "states:DescribeExecution", *TASKS},
+    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "s3:PutObject"},
+    "conclude_study": {
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "dynamodb:BatchWriteItem",
+        "s3:ListBucket",
+        "s3:DeleteObject",
+    },
+    "sweep_tasks": {
+        "dynamodb:GetItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "dynamodb:DeleteItem",
+        "states:DescribeExecution",
+        "logs:GetLogEvents",
+        "lambda:InvokeFunction",
+        *TASKS,
+    },
+    "stop_studies": {"states:ListExecutions", "states:StopExecution", *TASKS},
 }
 ECS_SYNC = {
     "ecs:RunTask",
+    "ecs:TagResource",
     "ecs:StopTask",
     "ecs:DescribeTasks",
     "iam:PassRole",
@@ -34,7 +60,14 @@ ECS_SYNC = {
     "events:PutRule",
     "events:DescribeRule",
 }
-"""Source: Step Functions Developer Guide, IAM policies for calling Amazon ECS."""
+"""Source: Step Functions Developer Guide, IAM policies for calling Amazon ECS; ECS Developer Guide, tagging."""
+DISTRIBUTED_MAP = {
+    "states:StartExecution",
+    "states:DescribeExecution",
+    "states:StopExecution",
+    "states:RedriveExecution",
+}
+"""Source: Step Functions Developer Guide, IAM policies for using Distributed Map states."""
 
 
 def allowed(assembly: Assembly, role: dict[str, Any]) -> set[str]:
@@ -78,8 +111,7 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
                 everywhere.append((tuple(actions_of(statement)), "Condition" in statement))
     assert sorted(everywhere) == [
         (("ecr:GetAuthorizationToken",), False),
-        (("ecs:ListTasks",), True),
-        (("ecs:ListTasks",), True),
+        *[(("ecs:ListTasks",), True)] * 4,
     ]
     for role in assembly.resources("AWS::IAM::Role").values():
         assert "ManagedPolicyArns" not in role["Properties"]
@@ -90,6 +122,41 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
 def test_a_function_may_do_what_its_code_does(assembly: Assembly, name: str) -> None:
     function = assembly.functions()[name]
     assert allowed(assembly, function["Role"]) == OWN_LOGS | FUNCTION_ACTIONS[name]
+
+
+def test_clean_up_may_call_the_report_and_read_the_tasks_logs_alone(assembly: Assembly) -> None:
+    resources = assembly.template["Resources"]
+    statements = {
+        action: statement
+        for statement in assembly.statements(assembly.functions()["sweep_tasks"]["Role"])
+        for action in actions_of(statement)
+    }
+    called, version = statements["lambda:InvokeFunction"]["Resource"]
+    function = called["Fn::GetAtt"][0]
+    assert resources[function]["Properties"]["Handler"] == "lambdas.publish_report.handler.handler"
+    assert version == {"Fn::Join": ["", [called, ":*"]]}
+    read = statements["logs:GetLogEvents"]["Resource"]["Fn::GetAtt"][0]
+    definitions = assembly.resources("AWS::ECS::TaskDefinition").values()
+    assert {
+        definition["Properties"]["ContainerDefinitions"][0]["LogConfiguration"]["Options"]["awslogs-group"][
+            "Ref"
+        ]
+        for definition in definitions
+    } == {read}
+
+
+def test_deletion_may_stop_the_executions_of_its_state_machine_alone(assembly: Assembly) -> None:
+    machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
+    statements = {
+        action: statement["Resource"]
+        for statement in assembly.statements(assembly.functions()["stop_studies"]["Role"])
+        for action in actions_of(statement)
+    }
+    assert statements["states:ListExecutions"] == {"Ref": machine}
+    stopped = json.dumps(statements["states:StopExecution"])
+    assert machine in stopped
+    assert ":execution:" in stopped
+    assert stopped.count(":*") == 1
 
 
 def test_every_function_is_accounted_for(assembly: Assembly) -> None:
@@ -104,7 +171,7 @@ def test_the_state_machine_may_do_what_its_states_do_and_no_more(
     _, properties = assembly.only("AWS::StepFunctions::StateMachine")
     resources = {state["Resource"] for state in task_states(machine["States"])}
     assert len(resources) >= 5
-    assert allowed(assembly, properties["RoleArn"]) == set().union(*map(needed, resources))
+    assert allowed(assembly, properties["RoleArn"]) == DISTRIBUTED_MAP.union(*map(needed, resources))
 
 
 def test_the_state_machine_may_call_the_functions_that_it_names_alone(assembly: Assembly) -> None:
@@ -122,7 +189,34 @@ def test_the_state_machine_may_call_the_functions_that_it_names_alone(assembly: 
         if "Fn::GetAtt" in resource
     }
     assert named == callable_
-    assert len(named) == 4
+    assert len(named) == 5
+
+
+def test_the_state_machine_starts_and_redrives_its_own_experiments_alone(assembly: Assembly) -> None:
+    machine, properties = assembly.only("AWS::StepFunctions::StateMachine")
+    granted = {
+        action: statement["Resource"]
+        for statement in assembly.statements(properties["RoleArn"])
+        for action in actions_of(statement)
+        if action in DISTRIBUTED_MAP
+    }
+    assert granted.pop("states:StartExecution") == {"Ref": machine}
+    name = {"Fn::GetAtt": [machine, "Name"]}
+    for action, resource in granted.items():
+        *_, before, told, after = resource["Fn::Join"][1]
+        assert before.endswith(":execution:") or before == ":execution:"
+        assert told == name
+        assert after == ("/*:*" if action == "states:RedriveExecution" else ":*")
+
+
+def test_tasks_are_tagged_when_they_are_started_and_at_no_other_time(assembly: Assembly) -> None:
+    _, properties = assembly.only("AWS::StepFunctions::StateMachine")
+    (tagging,) = (
+        statement
+        for statement in assembly.statements(properties["RoleArn"])
+        if "ecs:TagResource" in actions_of(statement)
+    )
+    assert tagging["Condition"] == {"StringEquals": {"ecs:CreateAction": "RunTask"}}
 
 
 def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: Assembly) -> None:
@@ -168,12 +262,14 @@ def rows(assembly: Assembly, statement: dict[str, Any]) -> tuple[list[str], str]
 def test_the_server_announces_itself_and_answers_its_rendezvous(
     assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
 ) -> None:
-    token, announcement, answer, *_ = task_statements["server"]
+    statements = {tuple(actions_of(statement)): statement for statement in task_statements["server"]}
+    token = statements["dynamodb:GetItem",]
+    announcement = statements["dynamodb:PutItem",]
+    answer = statements["states:SendTaskSuccess", "states:SendTaskFailure"]
     assert rows(assembly, token) == (["dynamodb:GetItem"], "STUDY#*")
     assert rows(assembly, announcement) == (["dynamodb:PutItem"], "SERVER#*/*")
     machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
-    assert actions_of(answer) == ["states:SendTaskSuccess", "states:SendTaskFailure"]
-    assert answer["Resource"] == {"Ref": machine}
+    assert answer["Resource"] == [{"Ref": machine}, {"Fn::Join": ["", [{"Ref": machine}, "/*"]]}]
 
 
 def test_the_server_keeps_checkpoints_under_one_prefix(
@@ -181,8 +277,10 @@ def test_the_server_keeps_checkpoints_under_one_prefix(
 ) -> None:
     bucket, _ = assembly.only("AWS::S3::Bucket")
     arn = {"Fn::GetAtt": [bucket, "Arn"]}
-    *others, listing, objects = task_statements["server"]
-    assert len(others) == 3
+    listing, objects = (
+        statement for statement in task_statements["server"] if actions_of(statement)[0].startswith("s3:")
+    )
+    assert len(task_statements["server"]) == 5
     assert actions_of(listing) == ["s3:ListBucket"]
     assert listing["Resource"] == arn
     assert listing["Condition"] == {"StringLike": {"s3:prefix": ["checkpoints/*"]}}

@@ -2,6 +2,8 @@
 
 import importlib
 import inspect
+import json
+import re
 from typing import Any
 
 import pytest
@@ -24,7 +26,9 @@ FUNCTIONS = (
     "ingest_metrics",
     "reconcile_metrics",
     "publish_report",
+    "conclude_study",
     "sweep_tasks",
+    "stop_studies",
 )
 
 
@@ -63,7 +67,9 @@ def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly:
     }
     assert not refused & EMULATED.keys(), "the emulator has learned a type: the list is out of date"
     for resource in assembly.template["Resources"].values():
-        assert not resource["Type"].startswith(("Custom::", "AWS::CloudFormation::")), "hangs or needs Node"
+        if resource["Type"].startswith(("Custom::", "AWS::CloudFormation::")):
+            # Others hang there, or need Node.js.
+            assert resource["Type"] == "Custom::StopStudies"
         assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
 
 
@@ -165,17 +171,7 @@ def test_records_are_awaited_for_as_long_as_a_subscription_may_take(assembly: As
     assert float(embedded) <= 10
 
 
-def test_a_function_ends_before_its_state_gives_up(assembly: Assembly, machine: dict[str, Any]) -> None:
-    patience = {
-        "plan_study": machine["States"]["PlanStudy"]["TimeoutSeconds"],
-        "judge_experiment": machine["States"]["RunExperiments"]["ItemProcessor"]["States"]["JudgeExperiment"][
-            "TimeoutSeconds"
-        ],
-        "reconcile_metrics": machine["States"]["ReconcileMetrics"]["TimeoutSeconds"],
-        "publish_report": machine["States"]["PublishReport"]["TimeoutSeconds"],
-    }
-    for name, seconds in patience.items():
-        assert assembly.functions()[name]["Timeout"] < seconds
+def test_no_function_runs_longer_than_lambda_lets_it(assembly: Assembly) -> None:
     assert all(properties["Timeout"] <= 900 for properties in assembly.functions().values())
 
 
@@ -241,6 +237,53 @@ def test_clean_up_runs_when_an_execution_ends_badly_and_on_a_schedule(assembly: 
         (target,) = rule["Targets"]
         function = assembly.template["Resources"][target["Arn"]["Fn::GetAtt"][0]]
         assert function["Properties"]["Handler"] == "lambdas.sweep_tasks.handler.handler"
+
+
+def test_the_stack_is_deleted_only_once_no_study_and_no_task_is_left(assembly: Assembly) -> None:
+    """The resource that sees to it goes first: everything that studies need is deleted after it."""
+    resources = assembly.template["Resources"]
+    _, properties = assembly.only("Custom::StopStudies")
+    (logical_id,) = assembly.resources("Custom::StopStudies")
+    function = resources[properties["ServiceToken"]["Fn::GetAtt"][0]]["Properties"]
+    assert function["Handler"] == "lambdas.stop_studies.handler.handler"
+    assert function["Timeout"] < properties["ServiceTimeout"] <= 3600
+    waiting = _needed(resources, logical_id)
+    outlive = {
+        "AWS::ECS::Cluster",
+        "AWS::ECS::TaskDefinition",
+        "AWS::StepFunctions::StateMachine",
+        "AWS::EC2::VPC",
+        "AWS::EC2::Subnet",
+        "AWS::EC2::SecurityGroup",
+        "AWS::DynamoDB::Table",
+    }
+    for kind in outlive:
+        assert assembly.resources(kind).keys() <= waiting, kind
+    # And its own function with all that it may do, the state machine's role, and the logs of both
+    role = function["Role"]["Fn::GetAtt"][0]
+    machine_role = assembly.only("AWS::StepFunctions::StateMachine")[1]["RoleArn"]["Fn::GetAtt"][0]
+    for name, policy in assembly.resources("AWS::IAM::Policy").items():
+        roles = {reference["Ref"] for reference in policy["Properties"]["Roles"]}
+        assert name in waiting or not roles & {role, machine_role}
+    log_groups = {function["LoggingConfig"]["LogGroup"]["Ref"]}
+    for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
+        (container,) = definition["Properties"]["ContainerDefinitions"]
+        log_groups.add(container["LogConfiguration"]["Options"]["awslogs-group"]["Ref"])
+    assert {role, machine_role, *log_groups} <= waiting
+    # Nothing waits for it
+    assert not [name for name in resources if name != logical_id and logical_id in _needed(resources, name)]
+
+
+def _needed(resources: dict[str, Any], logical_id: str) -> set[str]:
+    """What a resource refers to or depends on, directly or through others: CloudFormation deletes it later."""
+    found: set[str] = set()
+    pending = [logical_id]
+    while pending:
+        text = json.dumps(resources[pending.pop()])
+        named = {word for word in re.findall(r"\w+", text) if word in resources}
+        pending += named - found
+        found |= named
+    return found - {logical_id}
 
 
 def test_logs_do_not_stay_forever(assembly: Assembly) -> None:

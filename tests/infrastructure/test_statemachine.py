@@ -12,74 +12,24 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 
 import statemachine
 from contract.plan import Experiment, plan
-from contract.study import Mode, parse_study
+from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY, experiment_sort, rendezvous_sort, study_partition
 from contract.task import TaskEnvironment
 from lambdas.plan_study.launch import RESTARTS, launch_item
+from tests.infrastructure.asl import (
+    SUBSTITUTIONS,
+    Machine,
+    ends,
+    evaluated,
+    expressions,
+    followers,
+    machines,
+    states,
+)
 from tests.infrastructure.conftest import REPOSITORY, Assembly
 
-SUBSTITUTIONS = {name: f"<{name}>" for name in statemachine.placeholders()} | {"Subnets": "subnet-1,subnet-2"}
 OTHERS_VARIABLES = {"AWS_DEFAULT_REGION", "OMP_NUM_THREADS"}
 """What a task is told that is not for our own code: the AWS SDK's region, the number of torch's threads."""
-
-Machine = dict[str, Any]
-
-
-def machines(machine: Machine, name: str = "study") -> Iterator[tuple[str, Machine]]:
-    """The machine itself and those inside its states."""
-    yield name, machine
-    for state_name, state in machine["States"].items():
-        for inner in [
-            *state.get("Branches", []),
-            *([state["ItemProcessor"]] if "ItemProcessor" in state else []),
-        ]:
-            yield from machines(inner, f"{name}/{state_name}")
-
-
-def states(machine: Machine) -> dict[str, dict[str, Any]]:
-    """Every state by its name, which no other has."""
-    found: dict[str, dict[str, Any]] = {}
-    for _, inner in machines(machine):
-        assert not found.keys() & inner["States"].keys()
-        found |= inner["States"]
-    return found
-
-
-def followers(state: dict[str, Any]) -> set[str]:
-    catchers = [catcher["Next"] for catcher in state.get("Catch", [])]
-    choices = [choice["Next"] for choice in state.get("Choices", [])]
-    return {*catchers, *choices, *(state[key] for key in ("Next", "Default") if key in state)}
-
-
-def ends(state: dict[str, Any]) -> bool:
-    return bool(state.get("End")) or state["Type"] in {"Succeed", "Fail"}
-
-
-def expressions(value: object) -> Iterator[str]:
-    if isinstance(value, dict):
-        for inner in value.values():
-            yield from expressions(inner)
-    elif isinstance(value, list):
-        for inner in value:
-            yield from expressions(inner)
-    elif isinstance(value, str) and value.startswith("{%"):
-        assert value.endswith("%}")
-        yield value[2:-2].strip()
-
-
-def evaluated(value: Any, **variables: Any) -> Any:
-    """A field of a state with every expression in it evaluated."""
-    if isinstance(value, dict):
-        return {key: evaluated(inner, **variables) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [evaluated(inner, **variables) for inner in value]
-    if isinstance(value, str) and value.startswith("{%"):
-        (expression,) = expressions(value)
-        compiled = Jsonata(expression)
-        for name, given in variables.items():
-            compiled.assign(name, given)
-        return compiled.evaluate(None)
-    return value
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +95,10 @@ def test_every_state_is_reached_and_every_way_ends(machine: Machine) -> None:
 
 
 def test_every_error_is_caught_where_it_happens_or_around(machine: Machine) -> None:
-    """What runs inside the Parallel of one experiment is caught by it; every other state catches its own."""
+    """What runs inside the Parallel of one experiment is caught by it; every other state catches its own.
+
+    ConcludeStudy fails the execution where the study has failed.
+    """
 
     def uncaught(inner: Machine) -> Iterator[str]:
         for name, state in inner["States"].items():
@@ -156,32 +109,108 @@ def test_every_error_is_caught_where_it_happens_or_around(machine: Machine) -> N
             if state["Type"] == "Map":
                 yield from uncaught(state["ItemProcessor"])
 
-    assert list(uncaught(machine)) == []
+    assert list(uncaught(machine)) == ["ConcludeStudy"]
     parallel = states(machine)["TrainTogether"]
     assert len(parallel["Branches"]) == 2
 
 
-def test_no_task_waits_without_an_end(machine: Machine) -> None:
-    tasks = {name: state for name, state in states(machine).items() if state["Type"] == "Task"}
+def test_no_task_waits_without_an_end(
+    machine: Machine, rendered: Machine, item: dict[str, Any], assembly: Assembly
+) -> None:
+    """Map and Parallel states end with the tasks in them; what bounds the whole is the machine's own limit."""
+    assert machine["TimeoutSeconds"] == MAX_STUDY_SECONDS
+    tasks = {name: state for name, state in states(rendered).items() if state["Type"] == "Task"}
     assert len(tasks) >= 9
-    assert {name for name, state in tasks.items() if state.get("TimeoutSeconds", 0) <= 0} == set()
+    limits = {name: evaluated(state["TimeoutSeconds"], experiment=item) for name, state in tasks.items()}
+    assert all(isinstance(seconds, int) and seconds > 0 for seconds in limits.values())
+    timeouts = {name: limits[name] for name in ("RunServer", "RunWorker", "AwaitServer")}
+    assert timeouts == {
+        "RunServer": item["timeouts"]["server"],
+        "RunWorker": item["timeouts"]["worker"],
+        "AwaitServer": item["timeouts"]["rendezvous"],
+    }
+    functions = assembly.functions()
+    called = {
+        name: snake_case(name) for name, state in tasks.items() if state["Resource"].endswith("lambda:invoke")
+    }
+    assert set(called.values()) <= functions.keys()
+    for name, function in called.items():
+        # The function's own end is the one that is told: the state's is for what Lambda does not answer.
+        assert 0 < limits[name] - functions[function]["Timeout"] <= 60, name
+    others = limits.keys() - timeouts.keys() - called.keys()
+    assert {limits[name] for name in others} == {60}
 
 
-def test_a_task_may_run_as_long_as_the_longest_experiment(machine: Machine) -> None:
-    longest = parse_study({"experiment_timeout_seconds": 86400}).experiment_timeout_seconds
-    for name in ("RunServer", "RunWorker"):
-        assert states(machine)[name]["TimeoutSeconds"] > longest
+def snake_case(name: str) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower()
 
 
-def test_a_failed_study_ends_failed(machine: Machine) -> None:
+def test_what_is_tried_again_is_transient_and_spread_out(machine: Machine) -> None:
+    """Every error is named: a wildcard would repeat bugs. Full jitter keeps those that failed together apart."""
+    retriers = [retrier for state in states(machine).values() for retrier in state.get("Retry", [])]
+    assert len(retriers) >= 10
+    for retrier in retriers:
+        assert not {error for error in retrier["ErrorEquals"] if error.startswith("States.")}
+        assert retrier["JitterStrategy"] == "FULL"
+        assert retrier["BackoffRate"] > 1
+        assert 0 < retrier["MaxAttempts"] <= 8
+
+
+def test_a_study_ends_well_only_when_it_was_concluded(machine: Machine) -> None:
     top = machine["States"]
     assert {name for name, state in top.items() if state["Type"] == "Succeed"} == {"StudyCompleted"}
     leads = {name for name, state in top.items() if "StudyCompleted" in followers(state)}
     assert leads == {"DecideEnd"}
-    for status, end in (("COMPLETED", "StudyCompleted"), ("FAILED", "FailStudy"), ("ABORTED", "FailStudy")):
-        (choice,) = top["DecideEnd"]["Choices"]
-        met = evaluated(choice["Condition"], states={"input": {"status": status}})
-        assert (choice["Next"] if met else top["DecideEnd"]["Default"]) == end
+    assert {name for name, state in top.items() if "DecideEnd" in followers(state)} == {"ConcludeStudy"}
+
+
+@pytest.mark.parametrize(
+    ("published", "present", "again"),
+    [(0, None, False), (0, 0, False), (0, 1, True), (1, 1, False), (1, 2, True)],
+)
+def test_a_redriven_study_is_concluded_once_for_each_run(
+    rendered: Machine, published: int, present: int | None, again: bool
+) -> None:
+    """A redriven execution comes to ConcludeStudy with the input of the run that failed.
+
+    What AWS tells of redrives is there only once an execution was redriven.
+    """
+    top, execution = rendered["States"], {"Name": "study-1"}
+    context = {"Execution": {**execution, **({} if present is None else {"RedriveCount": present})}}
+    given = {"status": "FAILED", "cause": "why", "redrives": published}
+    payload = evaluated(
+        top["ConcludeStudy"]["Arguments"]["Payload"], states={"input": given, "context": context}
+    )
+    assert payload == {"study_id": "study-1", "status": "FAILED", "cause": "why", "again": again}
+    (choice,) = top["DecideEnd"]["Choices"]
+    met = evaluated(choice["Condition"], states={"input": {"again": again}})
+    assert (choice["Next"] if met else top["DecideEnd"]["Default"]) == (
+        "PlanStudy" if again else "StudyCompleted"
+    )
+    output = evaluated(
+        top["PublishReport"]["Output"],
+        states={"result": {"Payload": {"status": "FAILED"}}, "context": context},
+    )
+    assert output == {"status": "FAILED", "redrives": present or 0}
+
+
+def test_an_experiment_sees_nothing_but_its_item(machine: Machine) -> None:
+    """A child execution has neither the variables of its parent nor its name.
+
+    Source: Step Functions Developer Guide, passing data with variables; Map state in Distributed mode.
+    """
+    experiments = machine["States"]["RunExperiments"]
+    assert experiments["ItemProcessor"]["ProcessorConfig"] == {
+        "Mode": "DISTRIBUTED",
+        "ExecutionType": "STANDARD",
+    }
+    assert experiments["ToleratedFailurePercentage"] == 100
+    inside = "\n".join(expressions(experiments["ItemProcessor"]))
+    assert "context.Execution" not in inside
+    variables = set(re.findall(r"\$([a-z_]\w*)(?![\w(])", inside))
+    assert variables == {"states", "experiment"}
+    assigned = {name for state in states(machine).values() for name in state.get("Assign", {})}
+    assert assigned == {"experiment"}
 
 
 def test_every_expression_can_be_parsed(rendered: Machine) -> None:
@@ -220,6 +249,11 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
         variables = {"states": {"input": inputs[role]}, "experiment": item}
         arguments = evaluated(states(rendered)[state]["Arguments"], **variables)
         assert arguments["Group"] == experiment.task_group
+        tags = {tag["Key"]: tag["Value"] for tag in arguments["Tags"]}
+        assert tags == {"lockstep:study": "study-1", "lockstep:experiment": "one"}
+        assert "LaunchType" not in arguments  # ECS takes one of the two
+        capacity = item["worker"]["capacity"] if role == "worker" else "FARGATE"
+        assert arguments["CapacityProviderStrategy"] == [{"CapacityProvider": capacity, "Weight": 1}]
         assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
         overrides = arguments["Overrides"]
         assert (overrides["Cpu"], overrides["Memory"]) == (item[role]["cpu"], item[role]["memory"])
@@ -457,10 +491,12 @@ def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
             "Name": "study-1",
             "Id": "arn:aws:states:…:study-1",
             "StartTime": "2026-03-01T12:00:00Z",
+            "Input": {"seeds": [0]},
         }
     }
     payload = rendered["States"]["PlanStudy"]["Arguments"]["Payload"]
-    assert evaluated(payload, states={"input": {"seeds": [0]}, "context": context}) == {
+    # Of a redriven execution, the input of PlanStudy is ConcludeStudy's output.
+    assert evaluated(payload, states={"input": {"again": True}, "context": context}) == {
         "study_id": "study-1",
         "execution_arn": "arn:aws:states:…:study-1",
         "execution_started_at": "2026-03-01T12:00:00Z",

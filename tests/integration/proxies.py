@@ -1,6 +1,7 @@
 """A TCP proxy between workers and their server, on another address of the loopback, that fails as it is told to."""
 
 import contextlib
+import ctypes
 import socket
 import struct
 import threading
@@ -9,6 +10,11 @@ from collections.abc import Sequence
 HOST = "127.0.0.2"
 """Workers that are told this host reach the ports of 127.0.0.1 through proxies alone."""
 ANOTHER_HOST = "127.0.0.3"
+
+SO_ATTACH_FILTER = 26
+"""Source: socket(7); Python has no name for it."""
+BPF_RETURN = 0x06
+"""Of so many bytes of the segment: 0 drops it. Source: linux/bpf_common.h, BPF_RET | BPF_K."""
 
 
 class Proxy:
@@ -55,6 +61,15 @@ class Proxy:
             thread.join()
         for each in (self._listener, *self._sockets):
             each.close()
+
+    def swallow(self) -> None:
+        """Drop all that comes on present connections unacknowledged, as a wire that was cut; new ones are as before.
+
+        A socket's filter is asked for each segment before TCP sees it.
+        """
+        drop = ctypes.create_string_buffer(struct.pack("HBBI", BPF_RETURN, 0, 0, 0))
+        for each in self._sockets:
+            each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
 
     def release(self) -> None:
         """Let everything pass."""

@@ -1,7 +1,13 @@
 """How gradients travel: transports, compression, an injected network, and connections that break on the way."""
 
+import os
 import random
 import resource
+import signal
+import socket
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -9,16 +15,21 @@ import torch
 from proxies import HOST, Proxy
 from training_processes import Experiment, experiment, free_ports, served
 
+from contract.catalogue import Dataset, ModelName, images_of
 from contract.errors import PeerLost, TrainingFailed
 from contract.metrics import ServerSummary, WorkerEpoch, WorkerSummary
 from contract.task import TaskEnvironment
+from runtime.blocks import blocks_of
 from runtime.connection import Connection
-from runtime.data_connection import wires_for
+from runtime.data_connection import Wire, wires_for
+from runtime.model import build_model
+from runtime.parameters import FlatModel
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
 PATIENCE = 180.0
+NOTICED_WITHIN = 20.0
 DIGITS = 38_282
 """Parameters of the model for the digits."""
 TESTED = 360
@@ -42,11 +53,11 @@ def accuracy(running: Experiment) -> float:
     return (final[0] if final else sum(last)) / TESTED
 
 
-def connected(running: Experiment) -> Connection:
+def connected(running: Experiment, rank: int = 0) -> Connection:
     """A worker's connection, from this process."""
     return Connection(
         running.address,
-        Sender(study="study", experiment=running.name, rank=0),
+        Sender(study="study", experiment=running.name, rank=rank),
         trust=Trust(),
         timeout_seconds=PATIENCE,
         abandon=lambda error: pytest.fail(str(error)),
@@ -54,18 +65,28 @@ def connected(running: Experiment) -> Connection:
 
 
 @pytest.fixture(scope="module")
-def two_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """Settings of a model of two blocks, the second one shorter, that computes fast."""
+def several_blocks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Settings of a model of several blocks, the last one shorter, and of few images."""
     folder = tmp_path_factory.mktemp("images")
-    write_idx(folder / "MNIST" / "raw", train=list(range(10)) * 8)
-    return {"DATASET": "mnist", "DATA_DIRECTORY": folder, "MODEL": "mlp", "BATCH_SIZE": 4, "EPOCHS": 2}
+    write_idx(folder / "MNIST" / "raw", train=list(range(10)) * 4)
+    model = build_model(ModelName.MOBILENET_V2, images_of(Dataset.MNIST, ModelName.MOBILENET_V2), seed=0)
+    blocks = blocks_of(FlatModel(model).length)
+    assert len(blocks) > 2
+    assert blocks[-1].stop - blocks[-1].start < blocks[0].stop
+    return {
+        "DATASET": "mnist",
+        "DATA_DIRECTORY": folder,
+        "MODEL": "mobilenet_v2",
+        "BATCH_SIZE": 2,
+        "EPOCHS": 1,
+    }
 
 
-@pytest.mark.parametrize("blocks", [1, 2])
+@pytest.mark.parametrize("blocks", ["one", "several"])
 def test_every_transport_gives_the_same_parameters(
-    blocks: int, two_blocks: dict[str, object], tmp_path: Path
+    blocks: str, several_blocks: dict[str, object], tmp_path: Path
 ) -> None:
-    settings = two_blocks if blocks == 2 else {"EPOCHS": 1}
+    settings = several_blocks if blocks == "several" else {"EPOCHS": 1}
     digests = set()
     for given, used in (("tcp", "tcp"), ("shared-memory", "shared-memory"), ("auto", "shared-memory")):
         with experiment(tmp_path / given, 2, TRANSPORT=given, **settings) as running:
@@ -140,6 +161,60 @@ def test_compression_sends_less_and_learns_as_well(mode: str, tmp_path: Path) ->
     assert min(accuracies.values()) > accuracies["none"] - 0.05, accuracies
 
 
+def wire_with_residual(compression: str) -> Wire:
+    """A wire whose codec has left something out of an earlier gradient."""
+    [wire] = wires_for(TaskEnvironment(compression=compression), [DIGITS])  # type: ignore[arg-type]  # it is one
+    wire.feedback.encode(slice(0, DIGITS), torch.randn(DIGITS, generator=torch.Generator().manual_seed(1)))
+    assert wire.feedback.residual.any()
+    return wire
+
+
+def as_it_was(residual: torch.Tensor, before: torch.Tensor) -> bool:
+    return torch.allclose(residual, before, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("compression", ["int8", "topk"])
+def test_what_a_dropped_gradient_carried_of_earlier_ones_is_sent_again(
+    compression: str, tmp_path: Path
+) -> None:
+    settings = {"SERVER_MODE": "ksync", "AGGREGATION_K": 1, "COMPRESSION": compression}
+    with served(tmp_path, 2, **settings) as running, ExitStack() as hung_up:
+        wires = [wire_with_residual(compression) for _ in range(2)]
+        ranks = [hung_up.enter_context(connected(running, rank)) for rank in range(2)]
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda rank: ranks[rank].ready(wires[rank], steps=2), range(2)))
+        before, into = wires[1].feedback.residual.clone(), torch.zeros(DIGITS)
+        for connection in ranks:
+            connection.pull(into)
+        assert not ranks[0].push_pull(torch.ones(DIGITS), 0, 0, into).dropped
+        assert not as_it_was(wires[0].feedback.residual, before)
+        # When a gradient comes too late to count
+        assert ranks[1].push_pull(torch.ones(DIGITS), 0, 0, into).dropped
+        # Then what it had been given of the one before it is not lost
+        assert as_it_was(wires[1].feedback.residual, before)
+
+
+def test_what_a_lost_server_was_sent_of_earlier_gradients_is_sent_again(tmp_path: Path) -> None:
+    with served(
+        tmp_path, 1, COMPRESSION="topk", CHECKPOINT_SECONDS=60, CHECKPOINT_LOCATION=tmp_path
+    ) as running:
+        wire = wire_with_residual("topk")
+        with connected(running) as connection, ThreadPoolExecutor(1) as pool:
+            connection.ready(wire, steps=1)
+            before, into = wire.feedback.residual.clone(), torch.zeros(DIGITS)
+            connection.pull(into)
+            # When the server is gone before it has answered
+            os.kill(running.server.pid, signal.SIGSTOP)
+            pushed = pool.submit(connection.push_pull, torch.ones(DIGITS), 0, 0, into)
+            while as_it_was(wire.feedback.residual, before):
+                time.sleep(0.005)
+            os.kill(running.server.pid, signal.SIGKILL)
+            with pytest.raises(PeerLost, match="the server vanished"):
+                pushed.result(PATIENCE)
+        # Then the step that is pushed to the next one carries it anew
+        assert as_it_was(wire.feedback.residual, before)
+
+
 @pytest.mark.parametrize("mode", ["sync", "async"])
 def test_an_injected_network_takes_its_time(mode: str, tmp_path: Path) -> None:
     steps, megabits, latency = 4, 16.0, 0.05
@@ -168,17 +243,17 @@ def cuts_for(most: int) -> list[int]:
 @pytest.mark.parametrize(
     ("most", "blocks", "settings"),
     [
-        (2_000_000, 1, {"TRANSPORT": "tcp"}),
-        (400, 1, {"TRANSPORT": "shared-memory"}),
-        (300_000, 1, {"COMPRESSION": "int8"}),
-        (6_000_000, 2, {"TRANSPORT": "tcp"}),
-        (2_000_000, 2, {"COMPRESSION": "topk", "TOPK_RATIO": 0.02}),
+        (2_000_000, "one", {"TRANSPORT": "tcp"}),
+        (400, "one", {"TRANSPORT": "shared-memory"}),
+        (300_000, "one", {"COMPRESSION": "int8"}),
+        (40_000_000, "several", {"TRANSPORT": "tcp"}),
+        (12_000_000, "several", {"COMPRESSION": "topk", "TOPK_RATIO": 0.1}),
     ],
 )
 def test_connections_that_break_change_nothing(
-    most: int, blocks: int, settings: dict[str, object], two_blocks: dict[str, object], tmp_path: Path
+    most: int, blocks: str, settings: dict[str, object], several_blocks: dict[str, object], tmp_path: Path
 ) -> None:
-    settings = settings | (two_blocks if blocks == 2 else {"EPOCHS": 1})
+    settings = settings | (several_blocks if blocks == "several" else {"EPOCHS": 1})
     with experiment(tmp_path / "calm", 2, EXPERIMENT_NAME="same", **settings) as running:
         undisturbed = finish(running)
     assert undisturbed.repeated_pushes == 0
@@ -199,6 +274,51 @@ def test_connections_that_break_change_nothing(
     assert server.parameters_sha256 == undisturbed.parameters_sha256
     assert server.global_steps_completed == undisturbed.global_steps_completed
     assert server.staleness_histogram == undisturbed.staleness_histogram
+
+
+def test_data_connections_that_are_cut_off_without_a_word_are_made_anew(tmp_path: Path) -> None:
+    settings: dict[str, object] = {"EPOCHS": 2, "EXPERIMENT_NAME": "same", "TRANSPORT": "tcp"}
+    with experiment(tmp_path / "calm", 2, **settings) as running:
+        undisturbed = finish(running)
+    # Given steps that go on for some seconds
+    port = free_ports()
+    settings |= {"SERVER_PORT": port, "COMPUTE_MODE": "emulated", "COMPUTE_MEAN_MS": 20}
+    with (
+        served(tmp_path / "cut", 2, **settings) as running,
+        Proxy(port),
+        Proxy(port + 1) as data,
+    ):
+        running.start_workers(PARAMETER_SERVER_ADDRESS=f"{HOST}:{port}")
+        for worker in running.workers:
+            worker.wait_for('"kind":"worker_epoch"')
+        # When nothing comes through any more on the data connections, while the server says that it lives
+        accepted, began = data.accepted, time.monotonic()
+        data.swallow()
+        while data.accepted == accepted:
+            assert time.monotonic() - began < NOTICED_WITHIN
+            time.sleep(0.05)
+        # Then training goes on, on new ones
+        server = finish(running)
+        assert sum(summary.repeated_pushes for summary in summaries(running)) > 0
+    assert server.parameters_sha256 == undisturbed.parameters_sha256
+
+
+def test_a_worker_that_sends_to_nobody_notices_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gradient that does not fit into the socket's buffer: the kernel itself would go on for minutes."""
+    monkeypatch.setattr("runtime.liveness.DATA_PROBE_SECONDS", 1)
+    port = free_ports()
+    with served(tmp_path, 1, SERVER_PORT=port) as running, Proxy(port), Proxy(port + 1) as data:
+        running.address = f"{HOST}:{port}"
+        with connected(running) as connection, ThreadPoolExecutor(1) as pool:
+            connection.ready(wires_for(TaskEnvironment(transport="tcp"), [DIGITS])[0], steps=1)
+            into = torch.empty(DIGITS)
+            connection.pull(into)
+            assert connection._data is not None
+            connection._data._up._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+            data.swallow()
+            pushed = pool.submit(connection.push_pull, torch.ones(DIGITS), 0, 0, into)
+            assert pushed.result(NOTICED_WITHIN).version == 1
+            assert connection.traffic.repeated_pushes == 1
 
 
 def test_a_way_that_stays_broken_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

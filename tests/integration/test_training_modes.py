@@ -20,6 +20,7 @@ from contract.metrics import (
     WorkerSummary,
 )
 from contract.task import TaskEnvironment
+from runtime.blocks import blocks_of
 from runtime.connection import Connection
 from runtime.data_connection import wires_for
 from runtime.model import build_model
@@ -115,7 +116,7 @@ def test_async_gradients_are_as_stale_as_there_are_other_workers(tmp_path: Path)
     assert all(0 < s.emulated_seconds <= s.compute_seconds for s in summaries)
 
 
-def test_a_large_model_travels_in_blocks(tmp_path: Path) -> None:
+def test_a_model_of_megabytes_travels_in_one_piece_and_learns(tmp_path: Path) -> None:
     settings = {"DATASET": "synthetic", "MODEL": "cifar-cnn", "BATCH_SIZE": 32, "LEARNING_RATE": 0.02}
     with experiment(tmp_path, 2, EPOCHS=1, TRANSPORT="tcp", **settings) as running:
         assert_all_succeed(running)
@@ -123,23 +124,35 @@ def test_a_large_model_travels_in_blocks(tmp_path: Path) -> None:
         parameters = running.server.records(TaskStarted)[0].parameters
         epochs = [worker.records(WorkerEpoch)[-1] for worker in running.workers]
     assert parameters * 4 > 1 << 20
+    assert len(blocks_of(parameters)) == 1
     for summary in summaries:
         assert summary.sent_bytes > summary.steps * parameters * 4
         assert summary.received_bytes > (summary.steps + 1) * parameters * 4
     assert sum(record.test_correct for record in epochs) > 0.5 * 512
 
 
-def test_a_torchvision_model_trains_on_images_from_a_folder(tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_torchvision_model_travels_in_blocks_and_trains_on_images_from_a_folder(
+    mode: str, tmp_path: Path
+) -> None:
     # Given a few images in MNIST's format
     write_idx(tmp_path / "MNIST" / "raw", train=[0, 1] * 8)
     settings = {"DATASET": "mnist", "DATA_DIRECTORY": tmp_path, "MODEL": "resnet18", "BATCH_SIZE": 4}
+    settings |= {"SERVER_MODE": mode, "TRANSPORT": "tcp"}
     with experiment(tmp_path, 2, EPOCHS=1, LEARNING_RATE=0.01, **settings) as running:
         assert_all_succeed(running)
         started = [task.records(TaskStarted)[0] for task in running.tasks]
         server = running.server.records(ServerSummary)[0]
-    assert {record.parameters for record in started} == {11_172_810}
+        workers = [worker.records(WorkerSummary)[0] for worker in running.workers]
+    parameters = 11_172_810
+    assert {record.parameters for record in started} == {parameters}
+    assert len(blocks_of(parameters)) > 20
     assert [record.train_samples for record in started] == [0, 8, 8]
-    assert server.global_steps_completed == 2
+    assert server.gradients_processed == 4
+    for worker in workers:
+        # As many bytes as there are parameters, and a frame's head for each block
+        assert 0 < worker.sent_bytes - 2 * 4 * parameters < 2 * 13 * len(blocks_of(parameters)) + 1000
+        assert worker.received_bytes > 3 * 4 * parameters
 
 
 def train_here(folder: Path, augment: bool) -> float | None:

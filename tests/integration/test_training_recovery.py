@@ -288,6 +288,25 @@ def test_a_server_that_is_started_again_resumes(mode: str, torn: bool, tmp_path:
     )
 
 
+def test_a_server_that_is_started_again_goes_on_without_a_worker_that_stays_away(tmp_path: Path) -> None:
+    # Given a worker that has crashed for good
+    folder = tmp_path / "checkpoints"
+    settings = with_checkpoints(folder, EPOCHS=2, **EMULATED, ON_WORKER_LOSS="continue")
+    settings["FAULTS_CRASHES"] = '[{"rank": 1, "step": 20}]'
+    with experiment(tmp_path / "run", 3, **settings) as running:
+        # When the server is killed some time after, and started again
+        wait_for_version(running, folder, 30)
+        kill(running.server)
+        running.start_server()
+        # Then nobody waits for the lost one
+        assert running.exit_codes(PATIENCE) == [0, 0, -signal.SIGKILL, 0], [t.errors for t in running.tasks]
+        server = summary(running)
+    steps = 2 * PER_EPOCH[3]
+    assert server.attempt == 1
+    assert (server.lost_workers, server.rejoined_workers) == ([1], [])
+    assert accounted(server) == 3 * steps
+
+
 def test_a_server_that_was_killed_before_training_began_counts_no_time(tmp_path: Path) -> None:
     # Given a checkpoint from before all workers were there
     began = time.monotonic()

@@ -101,35 +101,45 @@ def free_ports() -> int:
 
 
 class Experiment:
-    """A server and its workers, each with the same settings."""
+    """A server, or one for each of `SHARDS`, and its workers, each with the same settings."""
 
     def __init__(self, folder: Path, workers: int, **settings: object) -> None:
         """`settings`: variables of the task environment."""
-        self.name = folder.name
         self._folder = folder
-        self._environ = {
+        self.environ = {
             "PATH": os.environ.get("PATH", ""),
             "STUDY_ID": "study",
-            "EXPERIMENT_NAME": self.name,
+            "EXPERIMENT_NAME": folder.name,
             "TOTAL_WORKERS_EXPECTED": str(workers),
             "SERVER_PORT": "0",
             **{name: str(value) for name, value in settings.items()},
         }
+        self.name = self.environ["EXPERIMENT_NAME"]
         self.workers: list[Task] = []
-        self._servers = 0
-        self.start_server()
+        self.servers: list[Task] = []
+        """By shard."""
+        self._started = 0
+        for shard in range(int(self.environ.get("SHARDS", 1))):
+            self.start_server(shard)
 
-    def start_server(self) -> Task:
-        """Start the server, also in place of one that is gone."""
-        self.server = Task("server", self._environ, self._folder / f"server-{self._servers}")
-        self._servers += 1
-        self.address = self.server.wait_for(r"listening on (\S+)")[1]
-        return self.server
+    @property
+    def server(self) -> Task:
+        """The only one, or that of the first shard."""
+        return self.servers[0]
+
+    def start_server(self, shard: int = 0) -> Task:
+        """Start a shard's server, also in place of one that is gone."""
+        environ = self.environ | {"SHARD_INDEX": str(shard)}
+        server = Task("server", environ, self._folder / f"server-{self._started}")
+        self._started += 1
+        self.servers[shard : shard + 1] = [server]
+        self.address = ",".join(each.wait_for(r"listening on (\S+)")[1] for each in self.servers)
+        return server
 
     def start_worker(self, rank: int, **settings: object) -> Task:
         """Start the worker of a rank, with other settings where they are given."""
         environ = {
-            **self._environ,
+            **self.environ,
             "PARAMETER_SERVER_ADDRESS": self.address,
             "WORKER_RANK": str(rank),
             **{name: str(value) for name, value in settings.items()},
@@ -140,15 +150,15 @@ class Experiment:
 
     def start_workers(self, **settings: object) -> None:
         """Start those of all ranks."""
-        for rank in range(int(self._environ["TOTAL_WORKERS_EXPECTED"])):
+        for rank in range(int(self.environ["TOTAL_WORKERS_EXPECTED"])):
             self.start_worker(rank, **settings)
 
     @property
     def tasks(self) -> list[Task]:
-        return [self.server, *self.workers]
+        return [*self.servers, *self.workers]
 
     def exit_codes(self, seconds: float) -> list[int | None]:
-        """Server's and workers' exit codes, when all have ended or `seconds` are over."""
+        """Servers' and workers' exit codes, when all have ended or `seconds` are over."""
         deadline = time.monotonic() + seconds
         return [task.wait(max(deadline - time.monotonic(), 0)) for task in self.tasks]
 

@@ -24,6 +24,10 @@ class FunctionContext(LambdaContext):
     _invoked_function_arn = "arn:aws:lambda:us-east-1:123456789012:function:function"
     _aws_request_id = "00000000-0000-0000-0000-000000000000"
 
+    @staticmethod
+    def get_remaining_time_in_millis() -> int:
+        return 240_000
+
 
 @pytest.fixture
 def context() -> LambdaContext:
@@ -43,6 +47,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.delenv("AWS_ENDPOINT_URL", raising=False)
     monkeypatch.setenv("TABLE_NAME", TABLE)
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
+    monkeypatch.setenv("CLUSTER_ARN", CLUSTER)
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
     with mock_aws(config={"core": {"reset_boto3_session": False}}):
@@ -72,5 +77,4 @@ def ecs(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEcs]:
     """A cluster without tasks, which the functions' ECS clients reach."""
     with FakeEcs() as fake:
         monkeypatch.setenv("AWS_ENDPOINT_URL_ECS", fake.endpoint)
-        monkeypatch.setenv("CLUSTER_ARN", CLUSTER)
         yield fake

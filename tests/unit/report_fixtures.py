@@ -29,6 +29,7 @@ from contract.study import parse_study
 from contract.table import Status
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.results import ExperimentOutcome, ExperimentResult, StudyOutcome
+from lambdas.verdict import TaskOutcome
 
 BEGIN = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 TRAIN_SAMPLES, TEST_SAMPLES = 1437, 360
@@ -158,7 +159,31 @@ def failed_outcome(experiment: Experiment) -> ExperimentOutcome:
         "worker 1 was killed (exit code 137: SIGKILL, from outside or for lack of memory)."
         " Then: server failed: worker 1 was lost: no heartbeat for 10 s"
     )
-    return ExperimentOutcome(experiment=experiment, status=Status.FAILED, cause=cause, records=records)
+    return ExperimentOutcome(
+        experiment=experiment,
+        status=Status.FAILED,
+        cause=cause,
+        tasks=failed_tasks(experiment),
+        records=records,
+    )
+
+
+def failed_tasks(experiment: Experiment) -> list[TaskOutcome]:
+    """How the tasks of such an experiment ended."""
+    emitters = [("server", 0), *(("worker", rank) for rank in range(experiment.workers))]
+    return [
+        TaskOutcome(
+            role=role,
+            rank=rank,
+            task_arn=f"arn:aws:ecs:eu-west-1:111122223333:task/lockstep/{role}{rank}",
+            exit_code=137 if (role, rank) == ("worker", 1) else 1,
+            stop_code="EssentialContainerExited",
+            stopped_reason="Essential container in task exited",
+            stopped_at=(BEGIN + timedelta(seconds=30 + (role == "server"))).isoformat(),
+            last_lines=(f"lockstep-{role}: epoch 2 is done",) if (role, rank) == ("worker", 1) else (),
+        )
+        for role, rank in emitters
+    ]
 
 
 def task_failed(experiment: Experiment, role: Role, rank: int, seq: int, lost: str) -> TaskFailed:

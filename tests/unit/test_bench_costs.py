@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 import torch
 
-from bench import blocks, compression, memory
+from bench import blocks, compression, memory, parts
 from bench.case import LEARNING_RATE, Case, RoundFailed, Variant
-from bench.compression import Outcome, outcome_of, train_compressed
+from bench.compression import Outcome, Setting, outcome_of, train_compressed
 from bench.costs import SUMS, cost_of_step, measured_costs
 from bench.instrumentation import Laps, pairs_of, plan_of, push_pull_laps, row_of, training_row
 from bench.memory import Peaks, peaks_of
 from bench.processes import Processes, Target
+from bench.sections import PARTS
 from bench.substitution import (
     ALL_TRAINING,
     CLOCK,
@@ -24,10 +25,11 @@ from bench.substitution import (
     set_block_length,
 )
 from bench.systems.lockstep import Lockstep
-from bench.training import train
+from bench.training import Trained, train
 from bench.workload import Workload
 from contract.aggregation import Aggregation, Mode
 from contract.catalogue import Dataset, ModelName
+from contract.metrics import WorkerEpoch, WorkerSummary
 from runtime.blocks import blocks_of
 from runtime.optimizer import MomentumSGD
 from runtime.policy import policy_for
@@ -36,6 +38,15 @@ from runtime.state import ServerState
 TIMEOUT_SECONDS = 60.0
 ON, OFF, COUNTED = Measuring.ON, Measuring.OFF, Measuring.COUNTED
 SMALL = Workload(Dataset.DIGITS, ModelName.LOGISTIC_REGRESSION, batch_size=64, epochs=2, workers=2)
+
+
+def _epoch(rank: int, *, correct: int, samples: int) -> WorkerEpoch:
+    tested = {"test_correct": correct, "test_samples": samples}
+    return WorkerEpoch.model_construct(rank=rank, epoch=1, **tested)
+
+
+def _summary(rank: int, **told: int | None) -> WorkerSummary:
+    return WorkerSummary.model_construct(rank=rank, **told)
 
 
 def in_child(target: Target, folder: Path) -> Any:
@@ -176,6 +187,7 @@ def test_memory_is_told_in_models() -> None:
         Peaks(resident=4400, private=1600, proportional=2800),
         mode=Mode.SYNC,
         transport="tcp",
+        compression="none",
         parameters=100,
         workers=4,
         steps=2,
@@ -194,24 +206,61 @@ def test_shared_pages_are_told_from_the_servers_own() -> None:
     assert peaks.resident >= 0.95 * (2 + 2 * workers) * model
 
 
+def test_the_server_keeps_a_copy_a_worker_where_compressed_parameters_differ() -> None:
+    parameters, workers = 5_000_000, 3
+    kept = {
+        mode: peaks_of(Lockstep("tcp", mode=mode, momentum=0.75, compression="fp16"), parameters, workers, 3)
+        for mode in (Mode.SYNC, Mode.ASYNC)
+    }
+    model = 4 * parameters
+    # Beside parameters and momentum: one copy in sync mode, in which all workers hold the same.
+    assert kept[Mode.SYNC].private >= 3 * model
+    assert kept[Mode.ASYNC].private >= (2 + workers) * model
+
+
 def test_codecs_are_set_beside_none_seed_by_seed() -> None:
     outcomes = {
         "none": [Outcome(4.0, 90.0, 800), Outcome(6.0, 92.0, 800), Outcome(5.0, 97.0, 800)],
         "topk": [Outcome(1.0, 91.0, 10), Outcome(1.0, 91.0, 10), Outcome(1.0, 97.0, 13)],
     }
-    plain, topk = compression.rows_of(outcomes, SMALL, parameters=650)
+    plain, topk = compression.rows_of(outcomes, Setting(SMALL, Mode.SYNC), parameters=650)
     assert (plain.times_shorter, plain.accuracy_difference) == (1, 0)
     assert (topk.times_shorter, topk.epoch_seconds, topk.bytes_per_step) == (5, 1, 11)
     assert (topk.accuracy, topk.accuracy_difference, topk.accuracy_differences) == (93, 0, (-1, 1))
+    # Student's t with two degrees of freedom, of differences 1, -1 and 0.
+    assert topk.accuracy_interval == pytest.approx((-4.303 / 3**0.5, 4.303 / 3**0.5), rel=1e-3)
+    assert topk.mode == "sync"
 
 
-def test_training_over_a_slow_link_takes_as_long_as_its_bytes() -> None:
-    trained = train_compressed(SMALL, "int8", seed=1)
-    outcome = outcome_of(trained)
+def test_one_seed_gives_no_interval() -> None:
+    outcomes = {"none": [Outcome(4.0, 90.0, 800)], "topk": [Outcome(1.0, 91.0, 10)]}
+    _, topk = compression.rows_of(outcomes, Setting(SMALL, Mode.SYNC), parameters=650)
+    assert (topk.accuracy_difference, topk.accuracy_interval) == (1, None)
+
+
+@pytest.mark.parametrize("mode", [Mode.SYNC, Mode.ASYNC])
+def test_training_over_a_slow_link_takes_as_long_as_its_bytes(mode: Mode) -> None:
+    outcome = outcome_of(train_compressed(SMALL, mode, "int8", seed=1))
     # Two ways of 650 bytes and a scale, and frames.
     assert 1300 < outcome.bytes_per_step < 2000
     assert 50 < outcome.accuracy <= 100
     assert outcome.epoch_seconds > 0
+
+
+def test_accuracy_is_that_of_the_final_parameters() -> None:
+    shares = [
+        [_epoch(0, correct=9, samples=10), _summary(0)],
+        [_epoch(1, correct=6, samples=10), _summary(1, final_test_correct=18, final_test_samples=20)],
+    ]
+    assert Trained(shares).accuracy == 90
+    shares[1][1] = _summary(1)
+    assert Trained(shares).accuracy == 75
+
+
+def test_parts_of_an_update_take_longer_for_more_parameters() -> None:
+    small, large = parts.row_of(100_000), parts.row_of(3_000_000)
+    for name in PARTS:
+        assert 0 < 3 * getattr(small, name) < getattr(large, name)
 
 
 def test_a_training_that_fails_says_why(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from bench.harness import (
     MIN_UPDATES,
     Contestant,
     goes_on,
+    laps_for,
     median_interval,
     rounds_for,
     rows_of,
@@ -112,7 +113,12 @@ def test_the_interval_has_the_median_as_often_as_it_says() -> None:
 
 def test_what_starts_slowly_has_fewer_rounds() -> None:
     rounds = [(rounds_for(9, workers, slow_start=slow)) for workers in (1, 4, 16) for slow in (False, True)]
-    assert rounds == [9, 3, 3, 3, 3, 1]
+    assert rounds == [9, 3, 9, 3, 9, 1]
+
+
+def test_what_is_started_once_is_timed_several_times() -> None:
+    laps = [(laps_for(workers, slow_start=slow)) for workers in (1, 4, 16) for slow in (False, True)]
+    assert laps == [1, 1, 1, 1, 1, MIN_ROUNDS]
 
 
 def test_few_rounds_are_measured_however_late_it_is() -> None:

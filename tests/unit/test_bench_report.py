@@ -4,11 +4,23 @@ from pathlib import Path
 
 import pytest
 
-from bench.report import SECTIONS, file_name, filled, write_report
-from bench.sections import blocks_section, epoch_section, push_pull_section, size_table
-from bench.tables import table, time_text
+from bench.__main__ import BUDGETS
+from bench.demands import demands_section
+from bench.report import SECTIONS, file_name, filled, read_results, write_report
+from bench.sections import (
+    blocks_section,
+    compression_section,
+    epoch_section,
+    memory_section,
+    parts_section,
+    push_pull_section,
+    size_table,
+)
+from bench.tables import machine_line, table, time_text
 
 ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+MACHINE = json.loads((RESULTS / "push_pull.json").read_text())["machine"]
 
 
 def row(system: str, workers: int, rate: float, **other: object) -> dict[str, object]:
@@ -32,7 +44,7 @@ def test_the_committed_page_shows_the_committed_results(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(ROOT / "docs" / "benchmarks.md", docs)
-    write_report(ROOT / "bench" / "results", docs)
+    write_report(read_results(RESULTS), docs)
     assert (docs / "benchmarks.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
     drawn, committed = (folder / "images" / "push_pull.svg" for folder in (docs, ROOT / "docs"))
     assert drawn.read_text() == committed.read_text()
@@ -57,7 +69,7 @@ def test_a_system_without_a_server_has_no_costs() -> None:
 
 def test_what_was_not_measured_is_said_before_the_figures() -> None:
     found = {
-        "machine": json.loads((ROOT / "bench" / "results" / "push_pull.json").read_text())["machine"],
+        "machine": MACHINE,
         "settings": {"seconds": 0.5},
         "skipped": {"Ray actor (object store)": "Ray is not installed"},
         "failed": [
@@ -78,10 +90,28 @@ def test_what_was_not_measured_is_said_before_the_figures() -> None:
     assert section.index("it broke") < section.index("### 1M parameters, 4 MB")
 
 
-@pytest.mark.parametrize("what", SECTIONS)
-def test_everything_that_is_measured_is_on_the_page(what: str) -> None:
-    found = json.loads((ROOT / "bench" / "results" / file_name(what)).read_text())
-    assert SECTIONS[what](found).strip() in (ROOT / "docs" / "benchmarks.md").read_text()
+def test_everything_that_is_measured_is_on_the_page() -> None:
+    page, results = (ROOT / "docs" / "benchmarks.md").read_text(), read_results(RESULTS)
+    assert results
+    for what, found in results.items():
+        assert SECTIONS[what](found).strip() in page
+    assert demands_section(results) in page
+
+
+def test_the_page_has_a_place_for_everything_that_can_be_measured() -> None:
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    assert set(SECTIONS) == set(BUDGETS)
+    for what in SECTIONS:
+        assert f"<!-- {what}: begin -->" in page
+
+
+def test_older_results_are_what_there_then_was(tmp_path: Path) -> None:
+    for what in ("memory", "compression"):
+        (tmp_path / file_name(what)).write_text(json.dumps({"rows": [{"mode": "async"}, {}]}))
+    results = read_results(tmp_path)
+    assert results["memory"]["rows"] == [{"mode": "async", "compression": "none"}, {"compression": "none"}]
+    assert [row["mode"] for row in results["compression"]["rows"]] == ["async", "sync"]
+    assert set(results) == {"memory", "compression"}
 
 
 def test_blocks_have_a_line_per_length_and_one_for_none() -> None:
@@ -95,8 +125,7 @@ def test_blocks_have_a_line_per_length_and_one_for_none() -> None:
         block_row(1_000_000, 1 << 18, 50, own=True),
         block_row(1_000_000, 1_000_000, 40),
     ]
-    machine = json.loads((ROOT / "bench" / "results" / "blocks.json").read_text())["machine"]
-    section = blocks_section({"machine": machine, "settings": {"seconds": 0.5}, "rows": rows})
+    section = blocks_section({"machine": MACHINE, "settings": {"seconds": 0.5}, "rows": rows})
     assert section.splitlines()[-5:] == [
         "| block | 62k, tcp | 1M, tcp |",
         "| --- | ---: | ---: |",
@@ -112,9 +141,90 @@ def test_times_have_a_unit_that_fits() -> None:
 
 
 def test_epochs_stand_beside_ddps() -> None:
-    results = json.loads((ROOT / "bench" / "results" / "epoch.json").read_text())
-    section = epoch_section(results)
-    assert section.count("| **Lockstep sync** |") == len(results["rows"]) / 2
+    ran = {
+        "workload": "w",
+        "dataset": "d",
+        "parameters": 10,
+        "rounds": 3,
+        "last_loss": 0.5,
+        "variant": "tuned malloc",
+    }
+    rows = [
+        ran
+        | {
+            "system": system,
+            "epoch_seconds": seconds,
+            "epoch_seconds_quartiles": [seconds] * 2,
+            "ratio_to_ddp": seconds,
+        }
+        for system, seconds in (("Lockstep sync (tcp)", 1.5), ("PyTorch DDP (Gloo)", 1.0))
+    ]
+    section = epoch_section({"machine": MACHINE, "rows": rows})
+    assert section.splitlines()[-2:] == [
+        "| w, d | 10 | **Lockstep sync (tcp)** | 1.50 (1.50–1.50) | 1.50 | 3 | 0.5000 | tuned malloc |",
+        "| w, d | 10 | PyTorch DDP (Gloo) | 1.00 (1.00–1.00) | 1.00 | 3 | 0.5000 | tuned malloc |",
+    ]
+
+
+def test_memory_says_what_travels_how() -> None:
+    row = {"mode": "async", "transport": "tcp", "compression": "fp16", "parameters": 1_000_000, "workers": 16}
+    row |= {"steps": 4, "resident": 18.3, "private": 18.2, "proportional": 18.2}
+    row |= {"longer_steps": 12, "longer_resident": 18.4, "longer_private": 18.3}
+    section = memory_section({"machine": MACHINE, "rows": [row]})
+    assert section.endswith("| async, tcp, fp16 | 1M | 16 | 18.3 | 18.2 | 18.2 | 3 | 18.4 | 18.3 |")
+
+
+def test_every_training_has_a_table_of_its_codecs() -> None:
+    def codec(mode: str, name: str, **other: object) -> dict[str, object]:
+        return {
+            "compression": name,
+            "mode": mode,
+            "model": "mlp",
+            "dataset": "digits",
+            "parameters": 85_002,
+            "workers": 4,
+            "epochs": 10,
+            "mbit_per_second": 100.0,
+            "seeds": 3,
+            "epoch_seconds": 0.5,
+            "epoch_seconds_quartiles": [0.4, 0.6],
+            "times_shorter": 3.0,
+            "bytes_per_step": 15_200.0,
+            "accuracy": 96.0,
+            "accuracy_difference": -0.5,
+            "accuracy_differences": [-1.0, 0.0],
+            "accuracy_interval": None,
+            **other,
+        }
+
+    rows = [
+        codec("sync", "none"),
+        codec("sync", "topk", accuracy_interval=[-1.7, 0.7]),
+        codec("async", "int8"),
+    ]
+    section = compression_section({"machine": MACHINE, "settings": {"topk_ratio": 0.01}, "rows": rows})
+    assert section.count("| compression |") == 2
+    assert (
+        "**mlp on digits, async**: 85,002 parameters, 4 workers, 10 epochs, 100 Mbit/s each way, 3 seeds."
+        in section
+    )
+    assert (
+        "| topk | 0.500 (0.400–0.600) | 3.0 | 15.2 kB | 96.00 % | -0.50 | -1.70 to +0.70 | -1.00 to +0.00 |"
+        in section
+    )
+    assert section.endswith(
+        "| int8 | 0.500 (0.400–0.600) | 3.0 | 15.2 kB | 96.00 % | -0.50 | – | -1.00 to +0.00 |"
+    )
+
+
+def test_parts_are_added_up() -> None:
+    row = {"parameters": 1_000_000, "check_seconds": 1e-4, "apply_seconds": 2e-4, "copy_seconds": 3e-3}
+    section = parts_section({"machine": MACHINE, "rows": [row]})
+    assert section.endswith("| 1M | 100 µs | 200 µs | 3.00 ms | 3.30 ms |")
+
+
+def test_when_it_was_measured_stands_before_the_machine() -> None:
+    assert machine_line(MACHINE | {"date": "2026-11-25"}).startswith("Measured on 2026-11-25. Machine: ")
 
 
 def test_only_what_stands_between_the_markers_changes() -> None:

@@ -24,6 +24,7 @@ from bench.science.statistics import (
     on_grid,
     over_seeds,
     ratio,
+    slope,
 )
 from contract.aggregation import Mode
 from contract.compute import Compute
@@ -128,6 +129,13 @@ def test_a_grid_covers_the_time_that_all_curves_cover() -> None:
     assert grid == [(1.0, 2.0, 1.0, 3.0), (2.0, 3.0, 2.0, 4.0), (3.0, 4.0, 3.0, 5.0)]
 
 
+def test_a_slope_is_that_of_the_straight_line_through_the_points() -> None:
+    assert slope(Curve([1.0, 2.0, 3.0], [5.0, 3.0, 1.0])) == pytest.approx(-2.0)
+    # Noise that is even about the line changes nothing.
+    assert slope(Curve([0.0, 1.0, 2.0, 3.0], [1.0, -1.0, -1.0, 1.0])) == pytest.approx(0.0)
+    assert slope(Curve([1.0], [5.0])) == 0.0
+
+
 # Figures over seeds
 
 
@@ -187,7 +195,9 @@ def test_dutta_finds_who_is_ahead_and_where_they_cross() -> None:
     assert found["fallen_sync_over_async"]["mean"] == pytest.approx(6.0)
     assert found["crossing_seconds_by_seed"] == [pytest.approx(4.5)] * 2
     assert found["last_crossing_seconds"]["mean"] == pytest.approx(4.5)
-    assert found["floor_loss_async_minus_sync"]["mean"] == pytest.approx(0.35 - 0.44)
+    # The last two of five epochs, and the last four of eight.
+    assert found["floor_epochs"] == {"sync": 2, "async": 4}
+    assert found["floor_loss_async_minus_sync"]["mean"] == pytest.approx(0.35 - 0.2)
     assert "floor at **4.5 [4.5, 4.5] s** (each seed: 4.5, 4.5)" in dutta_section(found)
 
 
@@ -203,6 +213,32 @@ def test_a_seed_whose_curves_do_not_cross_is_told() -> None:
     found = dutta([experiment(Mode.SYNC, 0), async_like(0), never, async_like(1)])
     assert found["crossing_seconds_by_seed"] == [pytest.approx(4.5), None]
     assert "**4.5 (1 of 2 seeds) s** (each seed: 4.5, –)" in dutta_section(found)
+
+
+@pytest.mark.parametrize(("seconds", "crossed"), [(0.57, True), (0.56, False)])
+def test_no_crossing_is_claimed_after_asyncs_run(seconds: float, crossed: bool) -> None:
+    # Sync comes down to async's floor at 4.5 s; async makes eight epochs.
+    other = replace(async_like(0), epoch_seconds=[seconds] * 8)
+    found = dutta([experiment(Mode.SYNC, 0), other])
+    assert (found["crossing_seconds_by_seed"] == [pytest.approx(4.5)]) is crossed
+    assert ("no crossing is claimed" in dutta_section(found)) is not crossed
+
+
+def test_a_floor_that_still_falls_is_told_from_one_that_is_flat() -> None:
+    runs = [experiment(Mode.SYNC, seed) for seed in (0, 1)]
+    noise = [(0.35, 0.36, 0.34, 0.35), (0.36, 0.35, 0.35, 0.36)]
+    flat = [replace(async_like(seed), losses=[0.4] * 4 + [*of]) for seed, of in enumerate(noise)]
+    found = dutta([*runs, *flat])
+    assert "cannot be told from a flat one" in dutta_section(found)
+    falling = [0.5, 0.4, 0.3, 0.2]
+    found = dutta([*runs, *(replace(run, losses=[0.6] * 4 + falling) for run in flat)])
+    assert found["floor_drift"]["async"]["mean"] == pytest.approx(-0.3)
+    assert "floor is not flat" in dutta_section(found)
+
+
+def test_one_seed_says_nothing_of_a_floor() -> None:
+    section = dutta_section(dutta([experiment(Mode.SYNC, 0), async_like(0)]))
+    assert "cannot be told from one seed" in section
 
 
 def test_a_missing_seed_is_an_error() -> None:
@@ -412,15 +448,26 @@ def test_results_become_figures_plots_and_page(tmp_path: Path) -> None:
 
 
 def test_results_of_other_settings_are_refused(tmp_path: Path) -> None:
-    write_results(
-        tmp_path, "dutta", compute=EXPONENTIAL.model_copy(update={"mean_ms": 7.0}).model_dump(mode="json")
-    )
+    for file in ("dutta-sync", "dutta-async"):
+        write_results(
+            tmp_path, file, compute=EXPONENTIAL.model_copy(update={"mean_ms": 7.0}).model_dump(mode="json")
+        )
     with pytest.raises(Unusable, match="other settings"):
         science.evaluate("dutta", tmp_path)
 
 
+def test_figures_of_one_paper_may_come_from_several_studies(tmp_path: Path) -> None:
+    write_results(tmp_path, "dutta-sync")
+    write_results(tmp_path, "dutta-async")
+    found = science.evaluate("dutta", tmp_path)
+    assert [study["study"] for study in found["studies"]] == ["science-dutta-sync", "science-dutta-async"]
+    assert found["dutta"]["seeds"] == [0, 1, 2, 3, 4]
+    assert found["dutta"]["seconds_to_fallen_loss"]["async"]["seeds"] == 5
+
+
 def test_results_that_lack_an_experiment_are_refused(tmp_path: Path) -> None:
-    write_results(tmp_path, "dutta")
+    write_results(tmp_path, "dutta-sync")
+    write_results(tmp_path, "dutta-async")
     next(tmp_path.glob("*/experiments/async*seed3.json")).unlink()
     with pytest.raises(Unusable, match="lacks async_8workers_seed3"):
         science.evaluate("dutta", tmp_path)
@@ -462,7 +509,7 @@ def test_wrong_usage_is_refused(argv: Sequence[str], capsys: pytest.CaptureFixtu
 
 @pytest.mark.parametrize("paper", science.PAPERS)
 def test_every_study_has_at_least_five_seeds_in_every_condition(paper: str) -> None:
-    for file in science.PAPERS[paper].studies.values():
+    for file in science.PAPERS[paper].files:
         study = parse_study(json.loads((science.STUDIES / f"{file}.json").read_text()))
         seeds: dict[tuple[Mode, int], set[int]] = {}
         for cell in study.cells():
@@ -475,7 +522,7 @@ def test_every_study_has_at_least_five_seeds_in_every_condition(paper: str) -> N
 def test_metric_lines_come_no_faster_than_the_embedded_cloud_takes_them() -> None:
     """A worker prints one line an epoch; more than some ten a second start function after function."""
     for paper in science.PAPERS.values():
-        for file in paper.studies.values():
+        for file in paper.files:
             study = parse_study(json.loads((science.STUDIES / f"{file}.json").read_text()))
             rates = []
             for cell in study.cells():
@@ -487,6 +534,21 @@ def test_metric_lines_come_no_faster_than_the_embedded_cloud_takes_them() -> Non
                 rates.append(cell.workers / (steps * seconds))
             busiest = sorted(rates, reverse=True)[: study.max_parallel_experiments]
             assert sum(busiest) < 20
+
+
+def test_sync_and_async_of_dutta_run_equally_long_and_differ_in_nothing_else() -> None:
+    sync, other = (
+        parse_study(json.loads((science.STUDIES / f"{file}.json").read_text()))
+        for file in ("dutta-sync", "dutta-async")
+    )
+    seconds = sync.training.epochs * kth_draw_seconds(sync.compute, 8, 8)
+    assert other.training.epochs * other.compute.mean_ms / 1000 == pytest.approx(seconds, rel=0.02)
+    assert other.training.model_copy(update={"epochs": sync.training.epochs}) == sync.training
+    assert (other.compute, other.seeds, other.matrix.workers) == (
+        sync.compute,
+        sync.seeds,
+        sync.matrix.workers,
+    )
 
 
 def test_the_committed_page_and_plots_show_the_committed_figures() -> None:

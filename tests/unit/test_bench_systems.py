@@ -18,7 +18,9 @@ from bench.__main__ import main
 from bench.case import Case, RoundFailed, Variant
 from bench.registry import SYSTEMS
 from bench.round import ProcessSystem, Update
-from bench.systems.ray_actor import sample_of
+from bench.systems.lockstep import CERTIFICATE, Lockstep
+from bench.systems.ray_actor import samples_of
+from contract.aggregation import Mode
 
 TIMEOUT_SECONDS = 60.0
 PROCESS_SYSTEMS = [name for name, system in SYSTEMS.items() if isinstance(system, ProcessSystem)]
@@ -44,7 +46,7 @@ def test_a_round_applies_every_gradient_and_is_measured(name: str, variant: Vari
         assert 0 < sample.server_cpu_seconds < TIMEOUT_SECONDS
         assert sample.server_peak_bytes is not None
         assert sample.server_peak_bytes >= 300_000 * 4
-    if system.transport == "tcp":
+    if system.transport.startswith("tcp"):
         # Two ranks that reduce send each other their own half and the other's sum.
         per_update = 8 if system.has_server else 4
         assert sample.loopback_bytes >= 6 * 300_000 * per_update
@@ -98,18 +100,33 @@ def test_a_round_that_goes_wrong_says_why_and_leaves_nothing(fault: str, says: s
     assert not _of_session(os.getsid(0)) & set(started)
 
 
-def test_rays_answer_is_a_sample_unless_its_parameters_are_wrong(tmp_path: Path) -> None:
+def test_over_tls_workers_need_the_certificate_that_the_server_made(tmp_path: Path) -> None:
+    SYSTEMS["lockstep-tls"].run_round(case(tmp_path), TIMEOUT_SECONDS)
+    assert "BEGIN CERTIFICATE" in (tmp_path / CERTIFICATE).read_text()
+
+
+@pytest.mark.parametrize("mode", [Mode.SYNC, Mode.ASYNC])
+def test_what_travels_in_16_bits_arrives_but_for_the_last_rounding(mode: Mode, tmp_path: Path) -> None:
+    system = Lockstep("tcp", mode=mode, momentum=0.75, compression="fp16")
+    sample = system.run_round(case(tmp_path), TIMEOUT_SECONDS)
+    # Half of what it takes in fp32, both ways; the parameters themselves go to each worker once.
+    assert sample.loopback_bytes < 6 * 300_000 * 8 * 0.6
+
+
+def test_rays_answer_is_a_sample_a_lap_unless_its_parameters_are_wrong(tmp_path: Path) -> None:
     said = {
         "seconds": 2.0,
         "loopback_bytes": 5,
         "server_cpu_seconds": 0.5,
         "server_peak_bytes": 7,
-        "parameter": -8 / 1024,
     }
-    sample = sample_of("a warning\n" + json.dumps(said), case(tmp_path))
-    assert dataclasses.astuple(sample) == (6, 2.0, 5, 0.5, 7)
-    with pytest.raises(RoundFailed, match="wrong parameters"):
-        sample_of(json.dumps(said | {"parameter": -7 / 1024}), case(tmp_path))
+    laps = [said | {"parameter": -8 / 1024}, said | {"parameter": -14 / 1024, "seconds": 4.0}]
+    first, second = samples_of("a warning\n" + json.dumps(laps), case(tmp_path))
+    assert dataclasses.astuple(first) == (6, 2.0, 5, 0.5, 7)
+    assert dataclasses.astuple(second) == (6, 4.0, 5, 0.5, 7)
+    laps[1]["parameter"] = -13 / 1024
+    with pytest.raises(RoundFailed, match=r"wrong parameters: -0\.0126.*expected -0\.0136"):
+        samples_of(json.dumps(laps), case(tmp_path))
 
 
 def test_the_command_measures_what_it_is_asked_and_writes_rows(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@ from pathlib import Path
 import pytest
 
 from bench.case import RoundFailed
-from bench.epoch import CONTESTANTS, DDP, LOCKSTEP, rows_of, train_ddp, train_lockstep
+from bench.epoch import CONTESTANTS, DDP, LOCKSTEP, parameters_of, rows_of, train_as
 from bench.workload import WORKLOADS, Epoch, Run, Workload, run_of, same_training
 from contract.catalogue import Dataset, ModelName
+from runtime.blocks import blocks_of
 
 WORKLOAD = WORKLOADS["digits-cnn"]
 
@@ -30,32 +31,41 @@ def test_runs_that_learned_otherwise_are_told_apart() -> None:
 
 
 def test_a_system_is_set_beside_ddps_faster_variant() -> None:
-    ours, default, tuned = CONTESTANTS
+    shared, tcp, default, tuned = CONTESTANTS
     losses = (2.0, 1.0)
     runs = {
-        ours: [Run(3.0, losses)],
+        shared: [Run(3.0, losses)],
+        tcp: [Run(4.5, losses)],
         default: [Run(2.0, losses), Run(4.0, losses)],
         tuned: [Run(1.5, losses)],
     }
-    lockstep, ddp = rows_of("digits-cnn", WORKLOAD, runs)
-    assert (lockstep.system, lockstep.epoch_seconds, lockstep.ratio_to_ddp) == (LOCKSTEP, 3.0, 2.0)
+    *ours, ddp = rows_of("digits-cnn", WORKLOAD, runs)
+    assert [row.system for row in ours] == list(LOCKSTEP)
+    assert [(row.epoch_seconds, row.ratio_to_ddp) for row in ours] == [(3.0, 2.0), (4.5, 3.0)]
     assert (ddp.system, ddp.variant, ddp.ratio_to_ddp) == (DDP, "tuned malloc", 1.0)
-    assert lockstep.parameters == 38_282
+    assert ddp.parameters == 38_282
 
 
 def test_times_of_different_trainings_are_not_compared() -> None:
-    ours, default, _ = CONTESTANTS
+    ours, _, default, _ = CONTESTANTS
     with pytest.raises(RoundFailed, match=r"PyTorch DDP .* did not train as the others"):
         rows_of("digits-cnn", WORKLOAD, {ours: [Run(1, (2.0, 1.0))], default: [Run(1, (2.0, 1.5))]})
 
 
-def test_lockstep_and_ddp_train_alike(tmp_path: Path) -> None:
-    workload = Workload(Dataset.DIGITS, ModelName.LOGISTIC_REGRESSION, batch_size=64, epochs=2, workers=2)
+def test_lockstep_over_either_transport_and_ddp_train_alike(tmp_path: Path) -> None:
+    workload = Workload(
+        Dataset.SYNTHETIC, ModelName.LOGISTIC_REGRESSION, batch_size=8, epochs=2, workers=2, samples=64
+    )
     runs = []
-    for number, run in enumerate((train_lockstep, train_ddp)):
+    for number, contestant in enumerate(CONTESTANTS[:3]):
         folder = tmp_path / str(number)
         folder.mkdir()
-        runs.append(run(workload, CONTESTANTS[number].variant, folder))
-    ours, theirs = runs
-    assert ours.losses[1] < ours.losses[0]
-    assert same_training(ours, theirs, tolerance=1e-5)
+        runs.append(train_as(contestant, workload, folder))
+    shared, tcp, ddp = runs
+    assert shared.losses[1] < shared.losses[0]
+    assert same_training(shared, ddp, tolerance=1e-5)
+    assert same_training(tcp, ddp, tolerance=1e-5)
+
+
+def test_a_model_of_several_blocks_is_set_beside_ddp() -> None:
+    assert any(len(blocks_of(parameters_of(workload))) > 1 for workload in WORKLOADS.values())

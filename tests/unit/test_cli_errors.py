@@ -95,11 +95,3 @@ def test_a_folder_that_cannot_be_written_is_told_before_anything_is_started(
     assert "results cannot be written to" in line
     assert "--output" in line
     assert aws.client("stepfunctions").list_executions(stateMachineArn=MACHINE)["executions"] == []
-
-
-def test_an_experiment_too_long_for_the_embedded_cloud_is_refused(tmp_path: Path) -> None:
-    study = tmp_path / "study.json"
-    study.write_text('{"experiment_timeout_seconds": 600}')
-    done = run(str(study), "--local")
-    assert done.exit_code == ExitCode.REFUSED
-    assert "at most 570" in done.stderr

@@ -1,4 +1,4 @@
-"""Watching a study: little is read, a passing failure is no end, and what the emulator cannot do is refused."""
+"""Watching a study: little is read, a passing failure is no end, and a cause is readable."""
 
 from collections import Counter
 from typing import Any
@@ -8,8 +8,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from cli.deployment import Deployment
-from cli.study import Ended, Execution, left_running, limited, patiently, start, watch
-from contract.errors import StudyRefused
+from cli.study import Ended, Execution, left_running, patiently, readable, start, watch
 from contract.metrics import ServerInterval
 from contract.plan import plan
 from contract.study import parse_study
@@ -121,24 +120,18 @@ def test_an_error_of_ours_is_told_at_once() -> None:
     assert call() == "seen"
 
 
-def test_a_study_without_a_timeout_is_given_the_limit() -> None:
-    document = {"name": "mine"}
-    assert limited(document, parse_study(document), 570) == {
-        "name": "mine",
-        "experiment_timeout_seconds": 570,
-    }
-    assert document == {"name": "mine"}
-
-
-def test_a_timeout_within_the_limit_stays() -> None:
-    document = {"experiment_timeout_seconds": 570}
-    assert limited(document, parse_study(document), 570) == document
-
-
-def test_a_timeout_beyond_the_limit_is_refused() -> None:
-    document = {"experiment_timeout_seconds": 571}
-    with pytest.raises(StudyRefused, match=r"experiment_timeout_seconds: 571.*at most 570"):
-        limited(document, parse_study(document), 570)
+@pytest.mark.parametrize(
+    ("cause", "told"),
+    [
+        ("study refused: 1 problem", "study refused: 1 problem"),
+        ('{"errorMessage": "1 of 2 failed", "errorType": "StudyFailed", "stackTrace": []}', "1 of 2 failed"),
+        ('{"Containers": []}', '{"Containers": []}'),
+        ("7", "7"),
+        ("", ""),
+    ],
+)
+def test_of_a_functions_error_the_message_is_told(cause: str, told: str) -> None:
+    assert readable(cause) == told
 
 
 @pytest.mark.parametrize(

@@ -19,12 +19,11 @@ from contract.network import Network
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
-    MAX_HISTORY_EVENTS,
+    MAX_STUDY_SECONDS,
     ExplicitExperiment,
     Matrix,
     Study,
     TaskSize,
-    history_events,
     parse_study,
 )
 from contract.task import TaskEnvironment, shared_environment
@@ -529,14 +528,16 @@ def test_a_study_has_at_most_so_many_experiments() -> None:
     )
 
 
-def test_a_study_stays_within_the_history_of_one_execution() -> None:
-    """Each worker is a Map item with a task: 8 events; 100 experiments of 32 would be 25,600 of these alone."""
-    assert refusal({"matrix": {"workers": [32]}, "seeds": list(range(50))}).problems == (
-        "matrix: too many workers in all: some 38000 history events;"
-        " an execution has at most 25000: split the study",
+def test_a_study_that_could_run_out_of_time_is_refused() -> None:
+    long = {"matrix": {"workers": [1]}, "experiment_timeout_seconds": 86_400, "max_parallel_experiments": 1}
+    assert len(planned({**long, "seeds": list(range(7))})) * 86_400 == MAX_STUDY_SECONDS
+    assert refusal({**long, "seeds": list(range(8))}).problems == (
+        "experiment_timeout_seconds: 16 experiments of 86,400 s, 1 at a time, may take 1,382,400 s;"
+        " a study has 1,209,600 s: lower it, raise max_parallel_experiments, or split the study",
     )
-    largest = planned({"preset": "full", "seeds": list(range(8))})
-    assert sum(history_events(e.workers) for e in largest) <= MAX_HISTORY_EVENTS
+    assert planned({**long, "seeds": list(range(8)), "max_parallel_experiments": 2})
+    # By default, the largest study fits.
+    assert planned({"matrix": {"workers": [32]}, "seeds": list(range(50))})
 
 
 def test_a_refusal_is_short_however_much_is_wrong() -> None:

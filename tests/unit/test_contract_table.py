@@ -78,4 +78,4 @@ def test_what_lets_workers_in_is_in_a_partition_of_its_own() -> None:
 
 
 def test_what_is_terminal_has_ended() -> None:
-    assert frozenset(Status) - TERMINAL == {Status.PLANNED, Status.RUNNING}
+    assert frozenset(Status) - TERMINAL == {Status.PLANNED, Status.RUNNING, Status.STOPPING}

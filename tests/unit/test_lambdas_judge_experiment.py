@@ -1,7 +1,10 @@
 """JudgeExperiment: what still runs is stopped, then the row says how the experiment ended."""
 
+import time
+from datetime import UTC, datetime
 from typing import Any
 
+import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
@@ -10,7 +13,7 @@ from contract.study import parse_study
 from contract.table import Status
 from lambdas.judge_experiment.handler import handler
 from lambdas.table import ExperimentTable
-from tests.unit.conftest import EXECUTION
+from tests.unit.conftest import EXECUTION, LOG_GROUP, TABLE
 from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 from tests.unit.report_fixtures import records_of, task_failed
 
@@ -99,13 +102,60 @@ def test_a_retried_call_comes_to_the_same_verdict(
     assert len(ecs.stopped) == 2
 
 
-def test_an_experiment_that_was_aborted_stays_so(
-    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
+def test_the_last_lines_of_what_failed_are_in_the_row(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    experiment: Experiment,
+    context: LambdaContext,
+    aws: boto3.Session,
 ) -> None:
-    table.abort(experiment, "the execution was stopped")
+    group = experiment.task_group
+    failed = ended(group, "worker", 1, exit_code=1)
+    ecs.add(ended(group, "server"), ended(group, "worker", 0), failed)
+    logs, stream = aws.client("logs"), f"lockstep/worker/{failed.arn.rsplit('/')[-1]}"
+    logs.create_log_group(logGroupName=LOG_GROUP)
+    logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
+    line = {"timestamp": int(time.time() * 1000), "message": "no data in /data"}
+    logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=[line])
+    call(context)
+    told = {task.label: task.last_lines for task in table.experiment("study-1", experiment.name).tasks}
+    assert told == {"server": (), "worker 0": (), "worker 1": ("no data in /data",)}
+
+
+@pytest.mark.parametrize("stopping", [True, False])
+def test_an_experiment_that_was_aborted_stays_so(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext, *, stopping: bool
+) -> None:
+    if stopping:
+        table.begin_stop(experiment)
+    else:
+        table.abort(experiment, "the execution was stopped")
     ecs.add(FakeTask(experiment.task_group, "server"))
     table.put_records(records_of(experiment))
     call(context)
     row = table.experiment("study-1", "sync_2workers")
-    assert (row.status, row.cause) == (Status.ABORTED, "the execution was stopped")
+    expected = (Status.STOPPING, "") if stopping else (Status.ABORTED, "the execution was stopped")
+    assert (row.status, row.cause) == expected
     assert ecs.running() == []
+
+
+def test_tasks_of_an_earlier_run_do_not_count(
+    table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext, aws: boto3.Session
+) -> None:
+    """ECS remembers those for an hour; a redriven execution runs the experiment again under the same name."""
+    group = experiment.task_group
+    ecs.add(
+        ended(group, "server", exit_code=137, stopped_at=0),
+        ended(group, "worker", 0, exit_code=1, stopped_at=10),
+        *(
+            ended(group, role, rank, stopped_at=100)
+            for role, rank in (("server", 0), ("worker", 0), ("worker", 1))
+        ),
+    )
+    aws.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiment.name}"},
+        UpdateExpression="SET started_at = :at",
+        ExpressionAttributeValues={":at": datetime.fromtimestamp(1_790_000_020, UTC).isoformat()},
+    )
+    assert call(context)["status"] == "COMPLETED"
+    assert len(table.experiment("study-1", experiment.name).tasks) == 3

@@ -12,8 +12,9 @@ from contract.study import parse_study
 from contract.table import Status
 from contract.task import TaskEnvironment
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import RESTARTS, launch_item
+from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, launch_item
 from lambdas.table import ExperimentTable
+from lambdas.verdict import Verdict
 
 DOCUMENT: dict[str, Any] = {
     "matrix": {"workers": [2, 1]},
@@ -152,3 +153,28 @@ def test_tasks_are_started_again_where_something_can_come_of_it() -> None:
     assert item["server_restarts"] == [RESTARTS]
     assert RESTARTS > 0
     assert item["worker_restarts"] == [RESTARTS, RESTARTS, 0, RESTARTS]
+
+
+def test_what_has_completed_is_not_run_again(table: ExperimentTable, context: LambdaContext) -> None:
+    """A redriven execution plans again."""
+    first = call(DOCUMENT, context)
+    done, failed, *_ = (row.experiment for row in table.experiments("study-1"))
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.settle(failed, Verdict(Status.FAILED))
+    assert call(DOCUMENT, context) == {**first, "experiments": first["experiments"][1:]}
+
+
+@pytest.mark.parametrize(("spot", "capacity"), [(False, "FARGATE"), (True, "FARGATE_SPOT")])
+def test_workers_run_on_spot_by_choice_and_servers_never(spot: bool, capacity: str) -> None:
+    document = {"worker": {"cpu": 256, "memory": 512, "spot": spot}}
+    item = launch_item(plan(parse_study(document), "study-1")[0])
+    assert item["worker"]["capacity"] == capacity
+    assert "capacity" not in item["server"]
+
+
+@pytest.mark.parametrize("seconds", [30, 86_400])
+def test_a_state_waits_longer_than_what_it_waits_for_may_take(seconds: int) -> None:
+    document = {"experiment_timeout_seconds": seconds}
+    timeouts = launch_item(plan(parse_study(document), "study-1")[0])["timeouts"]
+    assert timeouts["rendezvous"] == LAUNCH_SECONDS
+    assert timeouts["server"] == timeouts["worker"] > seconds + LAUNCH_SECONDS

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import boto3
@@ -16,7 +17,8 @@ from contract.table import Status
 from lambdas.reconcile_metrics.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
-from tests.unit.conftest import EXECUTION, LOG_GROUP
+from tests.unit.conftest import EXECUTION, LOG_GROUP, TABLE
+from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 DOCUMENT = {"matrix": {"mode": ["async"], "workers": [2, 1]}}
@@ -289,15 +291,11 @@ def test_an_experiment_whose_row_could_not_be_marked_says_why(
 
 @pytest.mark.usefixtures("streams")
 def test_an_experiment_whose_end_could_not_be_judged_is_not_said_to_have_had_no_tasks(
-    table: ExperimentTable, aws: boto3.Session, experiments: list[Experiment], context: LambdaContext
+    table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
 ) -> None:
+    assert ecs.tasks == []
     judge_well(table, experiments[1])
-    aws.resource("dynamodb").Table("lockstep-table").update_item(
-        Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiments[0].name}"},
-        UpdateExpression="SET #status = :running",
-        ExpressionAttributeNames={"#status": "status"},
-        ExpressionAttributeValues={":running": "RUNNING"},
-    )
+    begin(table, experiments[0])
     call(context, [{"name": experiments[0].name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
     row = table.experiment("study-1", experiments[0].name)
     assert row.status is Status.FAILED
@@ -306,6 +304,84 @@ def test_an_experiment_whose_end_could_not_be_judged_is_not_said_to_have_had_no_
     )
     call(context)
     assert table.experiment("study-1", experiments[0].name).cause == row.cause
+
+
+def begin(table: ExperimentTable, experiment: Experiment) -> None:
+    """As MarkRunning does."""
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": f"STUDY#{experiment.study_id}", "sk": f"EXPERIMENT#{experiment.name}"},
+        UpdateExpression="SET #status = :running",
+        ExpressionAttributeNames={"#status": "status"},
+        ExpressionAttributeValues={":running": "RUNNING"},
+    )
+    assert table.experiment(experiment.study_id, experiment.name).status is Status.RUNNING
+
+
+@pytest.mark.usefixtures("streams")
+def test_an_experiment_that_nobody_judged_is_ended_before_it_is_settled(
+    table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """JudgeExperiment ran out of time; its tasks say what it would have said."""
+    two, one = experiments
+    judge_well(table, one)
+    begin(table, two)
+    group = two.task_group
+    ecs.add(FakeTask(group, "server"), ended(group, "worker", 0), ended(group, "worker", 1, exit_code=137))
+    call(context, [{"name": two.name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
+    row = table.experiment("study-1", two.name)
+    assert ecs.running() == []
+    assert (row.status, row.cause.partition(" (")[0]) == (Status.FAILED, "worker 1 was killed")
+    assert {task.label: task.exit_code for task in row.tasks} == {
+        "server": 143,
+        "worker 0": 0,
+        "worker 1": 137,
+    }
+
+
+def test_an_experiment_that_lacks_nothing_but_a_verdict_gets_it(
+    table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    two, one = experiments
+    judge_well(table, one)
+    begin(table, two)
+    group = two.task_group
+    ecs.add(ended(group, "server"), ended(group, "worker", 0), ended(group, "worker", 1))
+    for experiment in experiments:
+        table.put_records(records_of(experiment))
+    call(context, [{"name": two.name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
+    row = table.experiment("study-1", two.name)
+    assert (row.status, row.cause, row.error) == (Status.COMPLETED, "", None)
+
+
+@pytest.mark.usefixtures("streams")
+def test_an_experiment_that_cannot_be_ended_gets_a_verdict_all_the_same(
+    table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    """Its row is what the sweeper goes by to stop what it left running."""
+    two, one = experiments
+    judge_well(table, one)
+    begin(table, two)
+    ecs.add(FakeTask(two.task_group, "server"))
+    ecs.refusals[f"{two.task_group}/server/0"] = "AccessDeniedException"
+    call(context, [{"name": two.name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
+    row = table.experiment("study-1", two.name)
+    assert (row.status, row.cause) == (
+        Status.FAILED,
+        "NotJudged: JudgeExperiment could not tell how its tasks ended: Lambda.Unknown: timed out",
+    )
+
+
+def test_lines_that_were_on_their_way_when_it_was_judged_are_added(
+    table: ExperimentTable, streams: Streams, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    two, one = experiments
+    judge_well(table, one)
+    tasks = [TaskOutcome(role="worker", rank=1, task_arn="arn/late", exit_code=1)]
+    table.settle(two, Verdict(Status.FAILED, "worker 1 exited with code 1"), tasks=tasks)
+    streams.print("lockstep/worker/late", "no data in /data")
+    call(context)
+    (task,) = table.experiment("study-1", two.name).tasks
+    assert task.last_lines == ("no data in /data",)
 
 
 def test_a_worker_that_ecs_has_forgotten_counts_by_its_summary(
@@ -328,3 +404,29 @@ def test_a_study_that_was_never_planned_has_nothing_to_reconcile(
 ) -> None:
     assert call(context) == {"experiments": 0, "backfilled": 0}
     assert table.study("study-1") is None
+
+
+def test_records_of_an_earlier_run_are_not_read_into_this_one(
+    table: ExperimentTable,
+    streams: Streams,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    aws: boto3.Session,
+) -> None:
+    """Both runs of a redriven experiment are in the streams, and number their records alike."""
+    judge_well(table, *experiments)
+    for experiment in experiments:
+        emitted = records_of(experiment)
+        began = min(record.timestamp for record in emitted)
+        aws.resource("dynamodb").Table(TABLE).update_item(
+            Key={"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{experiment.name}"},
+            UpdateExpression="SET started_at = :at",
+            ExpressionAttributeValues={":at": began.isoformat()},
+        )
+        before = [r.model_copy(update={"timestamp": r.timestamp - timedelta(hours=1)}) for r in emitted]
+        table.put_records(some(emitted))
+        streams.print(f"lockstep/server/{experiment.name}", *(to_line(r) for r in [*emitted, *before]))
+    call(context)
+    for experiment in experiments:
+        stored = table.records("study-1", experiment.name)
+        assert sorted(r.timestamp for r in stored) == sorted(r.timestamp for r in records_of(experiment))

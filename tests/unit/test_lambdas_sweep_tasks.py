@@ -1,32 +1,37 @@
-"""SweepTasks: the tasks of an execution that has ended are stopped, those of one that runs are left alone."""
+"""SweepTasks: what an ended execution left running is stopped, then its rows say so; what runs is left alone."""
 
 import json
+import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
+from moto.stepfunctions.models import stepfunctions_backends
 
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
 from lambdas.sweep_tasks.handler import handler
-from lambdas.table import ExperimentTable
+from lambdas.table import Execution, ExperimentTable
 from lambdas.verdict import Verdict
-from tests.unit.conftest import EXECUTION
-from tests.unit.fake_ecs import FakeEcs, FakeTask
+from tests.unit.conftest import LOG_GROUP, TABLE, FunctionContext
+from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 
 DOCUMENT = {"matrix": {"workers": [2]}}
 SCHEDULED: dict[str, Any] = {"source": "aws.events", "detail-type": "Scheduled Event", "detail": {}}
+ENDED = "the execution of the study has ended"
 
 
 class Executions:
     """A state machine and what was started on it."""
 
-    def __init__(self, session: boto3.Session) -> None:
+    def __init__(self, session: boto3.Session, table: ExperimentTable) -> None:
         self._states = session.client("stepfunctions")
+        self._table = table
         definition = {"StartAt": "Wait", "States": {"Wait": {"Type": "Wait", "Seconds": 60, "End": True}}}
         self.machine = self._states.create_state_machine(
             name="lockstep",
@@ -34,18 +39,33 @@ class Executions:
             roleArn="arn:aws:iam::123456789012:role/lockstep",
         )["stateMachineArn"]
 
-    def start(self, study_id: str) -> str:
-        return self._states.start_execution(stateMachineArn=self.machine, name=study_id)["executionArn"]
+    def arn(self, study_id: str) -> str:
+        return f"{self.machine.replace(':stateMachine:', ':execution:')}:{study_id}"
 
-    def abort(self, study_id: str) -> dict[str, Any]:
+    def start(self, study_id: str) -> list[Experiment]:
+        """Start a study, which writes its plan."""
+        self._states.start_execution(stateMachineArn=self.machine, name=study_id)
+        return self.plan(study_id)
+
+    def plan(self, study_id: str, started_at: str = "") -> list[Experiment]:
+        experiments = plan(parse_study(DOCUMENT), study_id)
+        if not started_at:
+            described = self._states.describe_execution(executionArn=self.arn(study_id))
+            started_at = described["startDate"].isoformat()
+        self._table.put_plan(study_id, DOCUMENT, experiments, Execution(self.arn(study_id), started_at))
+        return experiments
+
+    def abort(self, study_id: str, **why: str) -> dict[str, Any]:
         """Stop an execution. Returns the event that EventBridge sends."""
-        arn = f"{self.machine.replace(':stateMachine:', ':execution:')}:{study_id}"
-        self._states.stop_execution(executionArn=arn)
+        self._states.stop_execution(executionArn=self.arn(study_id), **why)
+        # moto forgets why.
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        execution.error, execution.cause = why.get("error"), why.get("cause")
         return {
             "source": "aws.states",
             "detail-type": "Step Functions Execution Status Change",
             "detail": {
-                "executionArn": arn,
+                "executionArn": self.arn(study_id),
                 "stateMachineArn": self.machine,
                 "name": study_id,
                 "status": "ABORTED",
@@ -54,16 +74,32 @@ class Executions:
 
 
 @pytest.fixture
-def executions(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> Executions:
-    made = Executions(aws)
+def published(aws: boto3.Session) -> Iterator[list[str]]:
+    """The studies that a report was ordered of; nobody draws it here."""
+    studies: list[str] = []
+
+    def take(params: dict[str, Any], **_: Any) -> tuple[SimpleNamespace, dict[str, Any]]:
+        assert params["headers"]["X-Amz-Invocation-Type"] == "Event"
+        assert "publish_report" in params["url_path"]
+        studies.append(json.loads(params["body"])["study_id"])
+        return SimpleNamespace(status_code=202), {"StatusCode": 202}
+
+    aws.events.register("before-call.lambda.Invoke", take, unique_id="published")
+    yield studies
+    aws.events.unregister("before-call.lambda.Invoke", unique_id="published")
+
+
+@pytest.fixture
+def executions(
+    aws: boto3.Session, table: ExperimentTable, published: list[str], monkeypatch: pytest.MonkeyPatch
+) -> Executions:
+    assert published == []
+    made = Executions(aws, table)
     monkeypatch.setenv("STATE_MACHINE_ARN", made.machine)
+    monkeypatch.setenv(
+        "PUBLISH_REPORT_FUNCTION", "arn:aws:lambda:us-east-1:123456789012:function:publish_report"
+    )
     return made
-
-
-def planned(table: ExperimentTable, study_id: str) -> list[Experiment]:
-    experiments = plan(parse_study(DOCUMENT), study_id)
-    table.put_plan(study_id, DOCUMENT, experiments, EXECUTION)
-    return experiments
 
 
 def tasks_of(experiment: Experiment) -> list[FakeTask]:
@@ -82,29 +118,143 @@ def statuses(table: ExperimentTable, study_id: str) -> list[Status]:
     return [study.status, *(row.status for row in table.experiments(study_id))]
 
 
-def test_the_tasks_of_a_stopped_execution_are_stopped_and_its_rows_say_so(
-    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+def grow_old(study_id: str) -> None:
+    """As if the study had been planned a while ago."""
+    boto3.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": f"STUDY#{study_id}", "sk": "STUDY"},
+        UpdateExpression="SET created_at = :then",
+        ExpressionAttributeValues={":then": "2026-03-01T12:00:00.000+00:00"},
+    )
+
+
+def test_a_stopped_executions_tasks_are_stopped_its_rows_say_why_and_it_is_reported(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
 ) -> None:
-    sync, async_ = planned(table, "stopped-1")
+    sync, async_ = executions.start("stopped-1")
     table.settle(sync, Verdict(Status.COMPLETED))
     ecs.add(*tasks_of(async_))
-    executions.start("stopped-1")
-    assert call(executions.abort("stopped-1"), context) == {"swept": 3}
+    event = executions.abort("stopped-1", error="Impatience", cause="it took too long")
+    assert call(event, context) == {"stopped": 3, "left": 0}
     assert ecs.running() == []
-    assert {reason.partition(": ")[2] for reason in ecs.stopped} == {
-        "Lockstep: the execution of the study has ended: ABORTED"
-    }
+    assert {reason.partition(": ")[2] for reason in ecs.stopped} == {f"Lockstep: {ENDED}: ABORTED"}
     assert statuses(table, "stopped-1") == [Status.ABORTED, Status.COMPLETED, Status.ABORTED]
-    assert table.experiments("stopped-1")[1].cause == "the execution of the study has ended: ABORTED"
+    told = f"{ENDED}: ABORTED (Impatience: it took too long)"
+    study, row = table.study("stopped-1"), table.experiments("stopped-1")[1]
+    assert study is not None
+    assert (study.cause, row.cause) == (told, told)
+    assert {(task.label, task.exit_code, task.stop_code) for task in row.tasks} == {
+        (label, 143, "UserInitiated") for label in ("server", "worker 0", "worker 1")
+    }
+    assert published == ["stopped-1"]
+    assert table.open_studies() == []
+
+
+def test_the_status_is_written_once_no_task_is_left(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Until then the gate is shut, and nothing claims that it has ended."""
+    (sync, _) = executions.start("stopped-1")
+    ecs.add(FakeTask(sync.task_group, "server", lingers=6), FakeTask(sync.task_group, "worker", 0, lingers=2))
+    seen: list[list[Status]] = []
+
+    def look(_: float) -> None:
+        seen.append(statuses(table, "stopped-1"))
+        assert published == []
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", look)
+    assert call(executions.abort("stopped-1"), context) == {"stopped": 2, "left": 0}
+    assert seen
+    assert all(one == [Status.RUNNING, Status.STOPPING, Status.STOPPING] for one in seen)
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+
+
+def test_a_task_that_is_started_meanwhile_is_stopped_too(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RunTask was on its way when the execution was stopped."""
+    (sync, _) = executions.start("stopped-1")
+    ecs.add(FakeTask(sync.task_group, "server", lingers=4))
+    late = FakeTask(sync.task_group, "worker", 0)
+
+    def begin(_: float) -> None:
+        if late not in ecs.tasks:
+            ecs.add(late)
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", begin)
+    assert call(executions.abort("stopped-1"), context)["left"] == 0
+    assert late in ecs.tasks
+    assert ecs.running() == []
+    assert {task.label for task in table.experiments("stopped-1")[0].tasks} == {"server", "worker 0"}
+
+
+def test_what_there_is_no_time_for_is_left_to_the_next_call(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    class Hurry(FunctionContext):
+        @staticmethod
+        def get_remaining_time_in_millis() -> int:
+            return 1000
+
+    (sync, _) = executions.start("stopped-1")
+    ecs.add(*tasks_of(sync))
+    assert call(executions.abort("stopped-1"), Hurry()) == {"stopped": 3, "left": 1}
+    assert ecs.running() == []
+    assert statuses(table, "stopped-1") == [Status.RUNNING, Status.STOPPING, Status.STOPPING]
+    assert published == []
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+    assert {task.label for task in table.experiments("stopped-1")[0].tasks} == {
+        "server",
+        "worker 0",
+        "worker 1",
+    }
+    assert published == ["stopped-1"]
+
+
+def test_tasks_that_do_not_end_in_time_are_left_to_the_next_call(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("botocore.waiter.time.sleep", pauses.append)
+    (sync, _) = executions.start("stopped-1")
+    ecs.add(FakeTask(sync.task_group, "server", lingers=10_000))
+    assert call(executions.abort("stopped-1"), context) == {"stopped": 1, "left": 1}
+    # For as long as the function lives, less what it keeps for writing
+    assert 180 <= sum(pauses) <= 210
+    assert statuses(table, "stopped-1")[0] is Status.RUNNING
 
 
 def test_a_running_execution_is_left_alone(
-    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
 ) -> None:
-    (running, _) = planned(table, "running-1")
-    (stopped, _) = planned(table, "stopped-1")
-    executions.start("running-1")
-    executions.start("stopped-1")
+    (running, _) = executions.start("running-1")
+    (stopped, _) = executions.start("stopped-1")
     ecs.add(*tasks_of(running), *tasks_of(stopped))
     event = executions.abort("stopped-1")
     for one in (event, SCHEDULED):
@@ -114,21 +264,128 @@ def test_a_running_execution_is_left_alone(
         ]
     assert statuses(table, "running-1") == [Status.RUNNING, Status.PLANNED, Status.PLANNED]
     assert statuses(table, "stopped-1") == [Status.ABORTED, Status.ABORTED, Status.ABORTED]
+    assert (table.open_studies(), published) == (["running-1"], ["stopped-1"])
+
+
+@pytest.mark.parametrize("verdict", [Status.COMPLETED, Status.FAILED])
+def test_tasks_that_outlive_their_experiments_verdict_are_stopped(
+    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext, verdict: Status
+) -> None:
+    """Their study goes on with its other experiments."""
+    (judged, running) = executions.start("running-1")
+    ecs.add(*tasks_of(judged), *tasks_of(running))
+    table.settle(judged, Verdict(verdict, "as it went"))
+    before = table.experiments("running-1")
+    assert call(SCHEDULED, context) == {"stopped": 3, "left": 0}
+    assert {label.rsplit("/", 2)[0] for label in ecs.running()} == {running.task_group}
+    assert {reason.partition(": ")[2] for reason in ecs.stopped} == {"Lockstep: the experiment has ended"}
+    assert table.experiments("running-1") == before
 
 
 def test_the_schedule_finds_what_no_event_told(
     table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
 ) -> None:
     """The event was lost, or the execution is not even known any more."""
-    (one, _) = planned(table, "stopped-1")
-    (other, _) = planned(table, "forgotten-1")
+    (one, _) = executions.start("stopped-1")
+    (other, _) = executions.plan("forgotten-1", "2026-03-01T12:00:00+00:00")
+    grow_old("forgotten-1")
     ecs.add(*tasks_of(one), *tasks_of(other))
-    executions.start("stopped-1")
     executions.abort("stopped-1")
-    assert call(SCHEDULED, context) == {"swept": 6}
+    assert call(SCHEDULED, context) == {"stopped": 6, "left": 0}
     assert ecs.running() == []
     assert statuses(table, "stopped-1")[0] is Status.ABORTED
-    assert table.experiments("forgotten-1")[0].cause == "the execution of the study has ended: MISSING"
+    assert table.experiments("forgotten-1")[0].cause == f"{ENDED}: MISSING"
+
+
+def test_an_execution_that_is_too_young_to_be_found_is_left_alone(
+    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+) -> None:
+    (sync, _) = executions.plan("young-1", "2026-03-01T12:00:00+00:00")
+    ecs.add(*tasks_of(sync))
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
+    assert len(ecs.running()) == 3
+    assert statuses(table, "young-1") == [Status.RUNNING, Status.PLANNED, Status.PLANNED]
+
+
+def test_the_end_of_another_execution_of_the_name_is_not_told_as_the_studys(
+    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+) -> None:
+    """Refused, for the name is taken; the first one was forgotten before anybody wrote how it ended."""
+    executions.plan("twice-1", "2026-03-01T12:00:00+00:00")
+    with pytest.raises(Exception, match="taken by an execution"):
+        executions.start("twice-1")
+    call(executions.abort("twice-1", error="Stopped", cause="the second one"), context)
+    study = table.study("twice-1")
+    assert study is not None
+    assert (study.status, study.cause) == (Status.ABORTED, f"{ENDED}: MISSING")
+    assert ecs.stopped == []
+
+
+def test_a_study_that_was_planned_after_its_execution_was_swept_is_found(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    """PlanStudy was at work when the execution was stopped, and does not know."""
+    boto3.client("stepfunctions").start_execution(stateMachineArn=executions.machine, name="planning-1")
+    assert call(executions.abort("planning-1"), context) == {"stopped": 0, "left": 0}
+    executions.plan("planning-1")
+    assert statuses(table, "planning-1") == [Status.RUNNING, Status.PLANNED, Status.PLANNED]
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
+    assert statuses(table, "planning-1") == [Status.ABORTED] * 3
+    assert (ecs.stopped, published, table.open_studies()) == ([], ["planning-1"], [])
+
+
+def test_a_study_that_ended_by_itself_is_closed_and_not_reported_again(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    for experiment in executions.start("failed-1"):
+        table.settle(experiment, Verdict(Status.FAILED, "worker 1 was killed"))
+    table.end_study("failed-1", Status.FAILED)
+    event = executions.abort("failed-1")
+    assert call(event, context) == {"stopped": 0, "left": 0}
+    assert statuses(table, "failed-1") == [Status.FAILED] * 3
+    assert (ecs.stopped, published, table.open_studies()) == ([], [], [])
+
+
+def test_a_report_that_was_not_ordered_is_ordered_by_the_next_call(
+    table: ExperimentTable,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    ecs: FakeEcs,
+) -> None:
+    """The call that aborted the study died right after it."""
+    for experiment in executions.start("stopped-1"):
+        table.abort(experiment, "stopped")
+    table.end_study("stopped-1", Status.ABORTED, "stopped")
+    executions.abort("stopped-1")
+    call(SCHEDULED, context)
+    call(SCHEDULED, context)
+    assert (published, ecs.stopped) == (["stopped-1"], [])
+
+
+def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(
+    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+) -> None:
+    (sync, _) = executions.start("stopped-1")
+    worker = ended(sync.task_group, "worker", 0, exit_code=1)
+    ecs.add(FakeTask(sync.task_group, "server"), worker)
+    logs, stream = boto3.client("logs"), f"lockstep/worker/{worker.arn.rsplit('/')[-1]}"
+    logs.create_log_group(logGroupName=LOG_GROUP)
+    logs.create_log_stream(logGroupName=LOG_GROUP, logStreamName=stream)
+    lines = [{"timestamp": int(time.time() * 1000), "message": "out of patience"}]
+    logs.put_log_events(logGroupName=LOG_GROUP, logStreamName=stream, logEvents=lines)
+    call(executions.abort("stopped-1"), context)
+    tasks = {task.label: task for task in table.experiments("stopped-1")[0].tasks}
+    assert tasks["worker 0"].last_lines == ("out of patience",)
+    assert tasks["server"].last_lines == ()
 
 
 @pytest.fixture
@@ -159,87 +416,110 @@ def test_a_study_that_cannot_be_swept_does_not_keep_the_others(
     broken: str,
 ) -> None:
     for study_id in ("stopped-1", "stopped-2", "stopped-3"):
-        (experiment, _) = planned(table, study_id)
+        (experiment, _) = executions.start(study_id)
         ecs.add(*tasks_of(experiment))
-        executions.start(study_id)
         executions.abort(study_id)
     unreadable.add(broken)
     # The call fails, so that it is seen and made again
-    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
+    with pytest.raises(ExceptionGroup, match="not everything could be swept: 1 failed"):
         call(SCHEDULED, context)
     assert {label.partition("/")[0] for label in ecs.running()} == {broken}
     assert statuses(table, broken)[0] is Status.RUNNING
     unreadable.clear()
-    assert call(SCHEDULED, context) == {"swept": 3}
+    assert call(SCHEDULED, context) == {"stopped": 3, "left": 0}
     assert ecs.running() == []
 
 
-def test_a_task_that_cannot_be_stopped_does_not_keep_the_others_of_its_study(
-    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
-) -> None:
-    (experiment, _) = planned(table, "stopped-1")
-    ecs.add(*tasks_of(experiment))
-    stuck = f"{experiment.task_group}/worker/0"
-    ecs.refusals[stuck] = "AccessDeniedException"
-    executions.start("stopped-1")
-    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
-        call(executions.abort("stopped-1"), context)
-    assert ecs.running() == [stuck]
-    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
-
-
-def test_rows_that_cannot_be_written_do_not_keep_the_tasks(
+def test_a_task_that_cannot_be_stopped_keeps_its_study_open_and_no_other_task(
     table: ExperimentTable,
     ecs: FakeEcs,
     executions: Executions,
     context: LambdaContext,
-    monkeypatch: pytest.MonkeyPatch,
+    published: list[str],
 ) -> None:
-    (experiment, _) = planned(table, "stopped-1")
+    (experiment, _) = executions.start("stopped-1")
     ecs.add(*tasks_of(experiment))
-    executions.start("stopped-1")
+    stuck = f"{experiment.task_group}/worker/0"
+    ecs.refusals[stuck] = "AccessDeniedException"
+    with pytest.raises(ExceptionGroup, match="not everything could be swept: 1 failed"):
+        call(executions.abort("stopped-1"), context)
+    assert ecs.running() == [stuck]
+    # Nothing says that it has ended while a task of it runs
+    assert statuses(table, "stopped-1") == [Status.RUNNING, Status.STOPPING, Status.STOPPING]
+    ecs.refusals.clear()
+    assert call(SCHEDULED, context) == {"stopped": 1, "left": 0}
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+    assert published == ["stopped-1"]
+
+
+def test_rows_that_cannot_be_written_do_not_keep_the_tasks(
+    ecs: FakeEcs, executions: Executions, context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (experiment, _) = executions.start("stopped-1")
+    ecs.add(*tasks_of(experiment))
     event = executions.abort("stopped-1")
     monkeypatch.setenv("TABLE_NAME", "absent")
-    with pytest.raises(ExceptionGroup, match="1 study could not be swept"):
+    with pytest.raises(ExceptionGroup, match="not everything could be swept: 2 failed"):
         call(event, context)
     assert ecs.running() == []
 
 
 def test_sweeping_twice_is_sweeping_once(
-    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
 ) -> None:
-    (one, _) = planned(table, "stopped-1")
+    (one, _) = executions.start("stopped-1")
     ecs.add(*tasks_of(one))
-    executions.start("stopped-1")
     event = executions.abort("stopped-1")
     call(event, context)
     rows = table.experiments("stopped-1")
-    assert [call(event, context), call(SCHEDULED, context)] == [{"swept": 0}, {"swept": 0}]
+    assert [call(event, context), call(SCHEDULED, context)] == [{"stopped": 0, "left": 0}] * 2
     assert table.experiments("stopped-1") == rows
     assert len(ecs.stopped) == 3
+    assert published == ["stopped-1"]
 
 
-def test_an_execution_that_ended_between_two_experiments_has_rows_and_no_tasks(
-    table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
+def test_two_sweeps_at_once_order_one_report(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    *,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    planned(table, "stopped-1")
-    executions.start("stopped-1")
-    assert call(executions.abort("stopped-1"), context) == {"swept": 0}
+    """The second one comes and goes while the first one waits for the tasks."""
+    (sync, _) = executions.start("stopped-1")
+    ecs.add(FakeTask(sync.task_group, "server", lingers=3))
+    event = executions.abort("stopped-1")
+    results: list[dict[str, int]] = []
+
+    def meanwhile(_: float) -> None:
+        if not results:
+            results.append({})
+            results.append(call(SCHEDULED, context))
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", meanwhile)
+    results.append(call(event, context))
+    assert results == [{}, {"stopped": 0, "left": 0}, {"stopped": 1, "left": 0}]
     assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
-    assert ecs.stopped == []
+    assert published == ["stopped-1"]
 
 
 @pytest.mark.usefixtures("table")
 def test_an_event_for_a_study_that_was_refused_has_nothing_to_sweep(
-    ecs: FakeEcs, executions: Executions, context: LambdaContext
+    ecs: FakeEcs, executions: Executions, context: LambdaContext, published: list[str]
 ) -> None:
-    executions.start("refused-1")
-    assert call(executions.abort("refused-1"), context) == {"swept": 0}
-    assert ecs.stopped == []
+    boto3.client("stepfunctions").start_execution(stateMachineArn=executions.machine, name="refused-1")
+    assert call(executions.abort("refused-1"), context) == {"stopped": 0, "left": 0}
+    assert (ecs.stopped, published) == ([], [])
 
 
 @pytest.mark.usefixtures("table", "executions")
 def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) -> None:
     ecs.add(FakeTask("family:somebody", "server"), FakeTask("", "server"))
-    assert call(SCHEDULED, context) == {"swept": 0}
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
     assert len(ecs.running()) == 2

@@ -136,6 +136,48 @@ def test_a_verdict_does_not_overwrite_an_abort(table: ExperimentTable, experimen
     assert table.experiment(STUDY, experiments[0].name).status is Status.ABORTED
 
 
+def test_what_is_being_stopped_gets_no_verdict_and_then_says_how_its_tasks_ended(
+    table: ExperimentTable, experiments: list[Experiment]
+) -> None:
+    experiment = experiments[0]
+    table.begin_stop(experiment)
+    before = rows()
+    table.settle(experiment, KILLED)
+    table.begin_stop(experiment)
+    assert rows() == before
+    assert table.experiment(STUDY, experiment.name).status is Status.STOPPING
+    tasks = [TaskOutcome(role="server", exit_code=143, last_lines=("\N{SKULL}", "stopped"))]
+    table.abort(experiment, "the execution was stopped", tasks)
+    row = table.experiment(STUDY, experiment.name)
+    assert (row.status, row.cause, list(row.tasks)) == (Status.ABORTED, "the execution was stopped", tasks)
+    assert row.ended_at
+
+
+@pytest.mark.parametrize("verdict", [Verdict(Status.COMPLETED), KILLED])
+def test_nothing_with_a_verdict_is_marked_as_stopping(
+    table: ExperimentTable, experiments: list[Experiment], verdict: Verdict
+) -> None:
+    table.settle(experiments[0], verdict)
+    before = rows()
+    table.begin_stop(experiments[0])
+    assert rows() == before
+
+
+def test_a_study_is_open_from_its_plan_until_it_is_closed(table: ExperimentTable) -> None:
+    assert table.open_studies() == []
+    for name in ("one", "two"):
+        table.put_plan(name, {}, plan(parse_study({}), name), FIRST)
+    table.put_plan("one", {}, plan(parse_study({}), "one"), FIRST)
+    table.end_study("one", Status.ABORTED, "stopped")
+    assert sorted(table.open_studies()) == ["one", "two"]
+    table.close("one")
+    table.close("one")
+    assert table.open_studies() == ["two"]
+    study = table.study("one")
+    assert study is not None
+    assert (study.status, study.cause) == (Status.ABORTED, "stopped")
+
+
 @pytest.mark.parametrize("verdict", [Verdict(Status.COMPLETED), KILLED])
 def test_an_abort_does_not_overwrite_a_verdict(
     table: ExperimentTable, experiments: list[Experiment], verdict: Verdict
@@ -149,10 +191,10 @@ def test_an_abort_does_not_overwrite_a_verdict(
 @pytest.mark.usefixtures("experiments")
 @pytest.mark.parametrize("status", sorted(TERMINAL))
 def test_a_study_ends_once(table: ExperimentTable, status: Status) -> None:
-    table.end_study(STUDY, status)
+    assert table.end_study(STUDY, status)
     before = rows()
     for other in TERMINAL:
-        table.end_study(STUDY, other)
+        assert not table.end_study(STUDY, other, "again")
     assert rows() == before
     study = table.study(STUDY)
     assert study is not None
@@ -164,6 +206,7 @@ def test_a_study_ends_once(table: ExperimentTable, status: Status) -> None:
 def test_no_word_on_what_was_never_planned_makes_a_row(table: ExperimentTable) -> None:
     (experiment, _) = plan(parse_study({}), STUDY)
     table.settle(experiment, KILLED)
+    table.begin_stop(experiment)
     table.abort(experiment, "stopped")
     table.end_study(STUDY, Status.FAILED)
     assert rows() == []
@@ -219,7 +262,7 @@ def test_more_rows_than_one_answer_holds_are_all_read(
 def test_every_row_expires_after_a_year(table: ExperimentTable, experiments: list[Experiment]) -> None:
     table.put_records(records_of(experiments[0])[:1])
     stored = boto3.resource("dynamodb").Table(TABLE).scan()["Items"]
-    assert len(stored) == 1 + len(experiments) + 1
+    assert len(stored) == 2 + len(experiments) + 1
     (record,) = table.records(STUDY, experiments[0].name)
     year = 365 * 24 * 3600
     study = table.study(STUDY)

@@ -127,3 +127,18 @@ def test_ending_a_group_twice_is_ending_it_once(ecs: FakeEcs, tasks: TaskList) -
     ecs.add(FakeTask(GROUP, "server"), ended(GROUP, "worker", 0))
     assert tasks.end_group(GROUP, "it has ended") == tasks.end_group(GROUP, "it has ended")
     assert len(ecs.stopped) == 1
+
+
+def test_ending_looks_again_for_what_was_started_meanwhile(
+    ecs: FakeEcs, tasks: TaskList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ecs.add(FakeTask(GROUP, "server", lingers=4))
+    late = FakeTask(GROUP, "worker", 0)
+
+    def begin(_: float) -> None:
+        if late not in ecs.tasks:
+            ecs.add(late)
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", begin)
+    assert labels(tasks.end_group(GROUP, "it has ended")) == ["server", "worker 0"]
+    assert ecs.running() == []

@@ -8,7 +8,7 @@ from contract.metrics import MetricRecord, Role
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
-from lambdas.verdict import TaskOutcome, Verdict, judge
+from lambdas.verdict import TaskOutcome, Verdict, failed_in_order, first_to_fail, judge
 from tests.unit.report_fixtures import records_of, task_failed
 
 (EXPERIMENT,) = plan(parse_study({"experiments": [{"name": "one", "mode": "sync", "workers": 4}]}), "study-1")
@@ -392,6 +392,39 @@ def test_every_shard_has_a_server() -> None:
     assert judge(sharded, both, [], None) == Verdict(Status.COMPLETED)
     struck = [*all_ended(), ended("server", 1, **KILLED)]
     assert judge(sharded, struck, [], None).cause == f"server shard 1 {KILLED_TEXT}"
+
+
+def test_of_a_state_that_waited_too_long_is_told_what_never_came() -> None:
+    """AWS says nothing more: here the server never gave its address."""
+    stopped = [ended("server", **BY_CONTROLLER)]
+    verdict = judge(EXPERIMENT, stopped, [], {"Error": "States.Timeout", "Cause": ""})
+    assert verdict.cause == (
+        "States.Timeout: a state has waited for too long;"
+        " never started: worker 0, worker 1, worker 2, worker 3"
+    )
+    verdict = judge(EXPERIMENT, all_ended(server=stopped[0]), [], {"Error": "States.Timeout"})
+    assert verdict.cause == "States.Timeout: a state has waited for too long; never started: none"
+
+
+def test_tasks_that_did_not_succeed_are_ordered_from_the_root_on() -> None:
+    records = [lost("worker", 0, "server"), lost("server", 0, "worker 2"), gave_up("worker", 3, "no data")]
+    outcomes = all_ended(
+        server=ended("server", exit_code=1, stopped_at="2026-03-01T12:00:02"),
+        worker_0=ended("worker", 0, exit_code=1, stopped_at="2026-03-01T12:00:01"),
+        worker_1=ended("worker", 1, **BY_CONTROLLER, stopped_at="2026-03-01T12:00:00"),
+        worker_2=ended("worker", 2, **KILLED, stopped_at="2026-03-01T12:00:09"),
+        worker_3=ended("worker", 3, exit_code=1, stopped_at="2026-03-01T12:00:08"),
+    )
+    order = ["worker 2", "worker 3", "worker 0", "server", "worker 1"]
+    assert [outcome.label for outcome in failed_in_order(outcomes, records)] == order
+    first = first_to_fail(outcomes, records)
+    assert first is not None
+    assert first.label == "worker 2"
+
+
+def test_where_tasks_were_merely_stopped_none_failed_first() -> None:
+    assert first_to_fail(all_ended(), []) is None
+    assert first_to_fail(all_ended(worker_1=ended("worker", 1, **BY_CONTROLLER)), []) is None
 
 
 def test_a_long_cause_of_a_state_is_cut() -> None:

@@ -67,13 +67,18 @@ def hostile_study() -> StudyOutcome:
     *records, last = failed.records
     said = last.model_copy(update={"reason": HOSTILE})
     started = completed.records[0].model_copy(update={"cpu_model": HOSTILE, "hostname": HOSTILE})
+    tasks = [
+        task.model_copy(update={"stopped_reason": HOSTILE, "stop_code": HOSTILE, "last_lines": (HOSTILE,)})
+        for task in failed.tasks
+    ]
     return replace(
         outcome,
         name=HOSTILE,
+        cause=HOSTILE,
         document={"name": HOSTILE, HOSTILE: [HOSTILE]},
         warnings=[HOSTILE],
         experiments=[
-            replace(failed, cause=HOSTILE, records=[*records, said]),
+            replace(failed, cause=HOSTILE, records=[*records, said], tasks=tasks),
             replace(completed, records=[started, *completed.records[1:]]),
         ],
     )
@@ -158,6 +163,48 @@ def test_failures_with_their_cause_come_before_all_findings(files: dict[str, byt
     assert failed < text.index("worker 1 was killed (exit code 137") < finding
 
 
+def test_a_failed_experiment_shows_its_root_its_tasks_and_what_they_wrote_last(
+    files: dict[str, bytes],
+) -> None:
+    text = files["report.html"].decode()
+    failures = text[text.index('class="failures"') : text.index('class="headline"')]
+    assert "First to fail: worker 1" in failures
+    rows = re.findall(r"<th scope=\"row\">(.*?)</th>\s*<td[^>]*>(.*?)</td>", failures)
+    assert rows == [("worker 1", "137"), ("worker 0", "1"), ("server", "1")]
+    assert "Essential container in task exited" in failures
+    assert "2026-03-01 12:00:30" in failures
+    assert "Last log lines of worker 1" in failures
+    assert "<pre>lockstep-worker: epoch 2 is done</pre>" in failures
+    assert "Last log lines of worker 0" not in failures
+    # And the same in the files
+    summary = files["summary.txt"].decode()
+    assert "    first to fail: worker 1\n    worker 1: exit code 137 (EssentialContainerExited, " in summary
+    assert "    last log lines of worker 1:\n      lockstep-worker: epoch 2 is done\n" in summary
+    result = json.loads(files["experiments/sync_2workers.json"])
+    assert result["first_failure"] == "worker 1"
+    assert [(end["role"], end["rank"], end["exit_code"]) for end in result["task_ends"]] == [
+        ("worker", 1, 137),
+        ("worker", 0, 1),
+        ("server", 0, 1),
+    ]
+    assert result["task_ends"][0]["last_lines"] == ["lockstep-worker: epoch 2 is done"]
+    # Of completed ones nothing of the kind
+    completed = json.loads(files["experiments/async_2workers.json"])
+    assert (completed["first_failure"], completed["task_ends"]) == ("", [])
+
+
+def test_an_aborted_study_says_why_also_where_every_experiment_had_completed() -> None:
+    outcome = study_outcome(workers=(2,))
+    why = "the execution of the study has ended: ABORTED (Impatience: it took too long)"
+    aborted = replace(outcome, status=Status.ABORTED, cause=why)
+    text, _ = page_of(aborted)
+    assert text.index("The study did not end") < text.index(why) < text.index('class="headline"')
+    assert '<span class="status aborted">Aborted</span>' in text
+    files = render(aborted)
+    assert files["summary.txt"].decode().splitlines()[1] == why
+    assert json.loads(files["study.json"])["cause"] == why
+
+
 def test_a_study_without_failures_shows_no_failures() -> None:
     text, _ = page_of(study_outcome(workers=(2,), compute={"mode": "real"}))
     assert 'class="failures"' not in text
@@ -200,8 +247,8 @@ def test_text_from_logs_and_studies_is_only_ever_text() -> None:
     assert "img" not in page.tags
     assert page.values("onerror") == []
     assert HOSTILE not in text
-    # name (title and heading), document, warning, cause, reason, CPU model
-    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 7
+    # name (title and heading), document, warning, causes, reason, CPU model; of three tasks codes, reason and lines
+    assert text.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 8 + 3 * 3
 
 
 def test_where_nothing_completed_the_scaling_plot_says_so() -> None:

@@ -2,6 +2,7 @@
 
 import random
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -195,6 +196,7 @@ def test_no_more_blocks_wait_for_their_turn_than_half_the_parameters_have_and_se
     with ThreadPoolExecutor(3) as pool:
         early = [Sender(pool, aggregator, update, rank) for rank in (1, 2, 3)]
         wait_until_still(early, SPARE)
+        time.sleep(0.1)
         # Given three gradients are there before the first one, half of one is kept, and all are held back
         assert sum(sender.kept for sender in early) == SPARE
         assert not any(sender.done.done() for sender in early if sender.at < BLOCKS - 1)
@@ -206,6 +208,10 @@ def test_no_more_blocks_wait_for_their_turn_than_half_the_parameters_have_and_se
             sender.done.result(PATIENCE)
     assert applied_to(update) == set(range(BLOCKS))
     assert torch.equal(aggregator.parameters, torch.ones(BLOCKS * BLOCK))
+    # And for how long is known, of each
+    assert set(update.held_seconds) == {1, 2, 3}
+    assert all(0.05 <= seconds < PATIENCE for seconds in update.held_seconds.values())
+    assert aggregator.apply_seconds < sum(update.held_seconds.values()), "which is no work"
     # And the memory can be used again
     again = update_of(aggregator, *range(4))
     for index in range(SPARE):

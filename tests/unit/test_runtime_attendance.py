@@ -70,6 +70,21 @@ def test_who_comes_when_training_has_ended_follows_the_server_too() -> None:
     assert (str(error), error.peer) == ("worker 1 vanished", "server")
 
 
+def test_who_has_hung_up_goes_on_with_nothing() -> None:
+    """Else a worker of several servers would try to reach the others again and again, when one is lost."""
+    open_until = threading.Event()
+
+    def stream() -> Iterator[Notice]:
+        yield Notice(started=Started())
+        open_until.wait(5)
+
+    attendance = Attendance(stream(), hang_up=open_until.set, abandon=lambda error: pytest.fail(str(error)))
+    attendance.wait_started()
+    attendance.leave()
+    with pytest.raises(TrainingFailed, match="this worker has hung up"):
+        attendance.check()
+
+
 def test_who_is_refused_failed_by_itself() -> None:
     error = ending_of(Failure(grpc.StatusCode.INVALID_ARGUMENT, "worker 1: no such rank")).error()
     assert isinstance(error, TrainingFailed)

@@ -9,6 +9,7 @@ import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -299,6 +300,18 @@ def test_a_restarted_server_finds_the_newest_and_the_two_newest_stay(files: File
         assert version_of(files.store().newest()) == number
     assert files.names() == [of(3), of(4)]
     assert files.warnings == []
+
+
+def test_a_server_that_is_taken_for_dead_and_still_writes_is_not_gone_on_from(files: Files) -> None:
+    old, new = files.store(), files.store()
+    old.save(numbered(1))
+    new.attempt = 1
+    new.save(numbered(2))
+    for version in range(10, 14):
+        old.save(numbered(version))
+        assert version_of(files.store().newest()) == 2
+    new.save(numbered(3))
+    assert version_of(files.store().newest()) == 3
 
 
 def test_a_large_checkpoint_is_the_same_again(files: Files) -> None:
@@ -611,6 +624,29 @@ def test_what_was_so_when_it_was_asked_for_is_in_a_checkpoint(folder: Files) -> 
     assert version_of(folder.store().newest()) > before
     run.writer.stop(final=False)
     assert run.warnings.empty()
+
+
+@pytest.mark.parametrize("failed_before", [False, True])
+def test_who_asks_for_a_checkpoint_waits_until_one_is_written_not_only_tried(
+    failed_before: bool, folder: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("runtime.checkpoint_writer.RETRY_SECONDS", 0.01)
+    run = Run(folder.store())
+    run.writer.write_now()
+    # Given a place that takes none for a while
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    (tmp_path / "runs").touch()
+    if failed_before:
+        run.writer.write_now(patience_seconds=0.05)
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(run.writer.write_now, 30)
+        while "cannot be" not in run.warnings.get(timeout=30):
+            pass
+        assert not asked.done()
+        (tmp_path / "runs").unlink()
+        asked.result(30)
+    assert version_of(folder.store().newest()) == run.version
+    run.writer.stop(final=False)
 
 
 def test_nobody_waits_for_a_checkpoint_that_will_not_come(tmp_path: Path) -> None:

@@ -324,6 +324,35 @@ def test_after_a_reset_error_feedback_starts_anew() -> None:
     assert bytes(feedback.encode(slice(0, 100), values)) == first
 
 
+@settings(deadline=None, max_examples=50)
+@given(
+    codec=CODECS,
+    counts=st.lists(st.booleans(), min_size=1, max_size=20),
+    seed=st.integers(0, 2**32),
+    length=LENGTHS,
+)
+def test_of_gradients_that_count_all_is_sent_whatever_became_of_the_others(
+    codec: Codec, counts: list[bool], seed: int, length: int
+) -> None:
+    feedback, everything = ErrorFeedback(length, codec), slice(0, length)
+    given_sum, applied_sum = (
+        torch.zeros(length, dtype=torch.float64),
+        torch.zeros(length, dtype=torch.float64),
+    )
+    for number, counted in enumerate(counts):
+        gradient, out = normal(length, seed + number), torch.empty(length)
+        payload = feedback.encode(everything, gradient)
+        if not counted:
+            feedback.take_back(everything, gradient, payload)
+            continue
+        codec.decode(payload, out)
+        given_sum += gradient
+        applied_sum += out
+    residual = feedback.residual if codec.name != "none" else torch.zeros(length)
+    rounding = 4 * len(counts) * torch.finfo(torch.float32).eps * 6 * len(counts)
+    assert float((applied_sum + residual - given_sum).abs().max()) <= rounding
+
+
 @pytest.mark.parametrize("name", ["fp16", "bf16", "int8", "topk"])
 def test_a_gradient_that_is_refused_leaves_the_residual_as_it_was(name: CompressionName) -> None:
     codec = codec_for(name, 0.1)
@@ -333,6 +362,8 @@ def test_a_gradient_that_is_refused_leaves_the_residual_as_it_was(name: Compress
     bad = normal(100, 1)
     bad[50] = float("nan")
     payload = feedback.encode(slice(0, 100), bad)
+    assert same_bits(feedback.residual, before)
+    feedback.take_back(slice(0, 100), bad, payload)
     assert same_bits(feedback.residual, before)
     with pytest.raises(PayloadRefused):
         codec.decode(payload, torch.empty(100))

@@ -18,7 +18,7 @@ from contract.aggregation import Mode
 from contract.errors import TrainingFailed
 from runtime.compression import codec_for
 from runtime.data_connection import DataConnection, Payloads
-from runtime.frames import ConnectionClosed, Outgoing
+from runtime.frames import ConnectionClosed, Outgoing, name_of
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import ANSWER, BLOCK, HELLO, PULL, PUSH, Sender, SharedMemory
 from tests.unit.data_plane import (
@@ -328,6 +328,30 @@ def test_what_is_neither_push_nor_pull_is_refused() -> None:
         up, down = plane.raw_pair(0)
         up.send(Outgoing(ANSWER))
         assert refusal(down) == "ANSWER; expected PUSH or PULL"
+
+
+@pytest.mark.parametrize("kind", [PULL, PUSH])
+def test_who_asks_again_before_it_has_its_answer_is_refused(kind: int) -> None:
+    """Answers that nobody takes would queue up without end."""
+    with data_plane(Mode.SYNC, length=LENGTH, workers=2) as plane:
+        up, down = plane.raw_pair(0)
+        # Given a gradient that waits for the other worker's
+        up.send(plane.push_of(), *plane.blocks_of(torch.ones(LENGTH)))
+        up.send(Outgoing(PULL) if kind == PULL else plane.push_of())
+        assert refusal(down) == f"{name_of(kind)} before all of the answer before had left"
+
+
+def test_an_update_that_is_complete_keeps_nobody_who_follows_it() -> None:
+    with data_plane(length=LENGTH, workers=1) as plane:
+        wire, parameters = wire_of(LENGTH), torch.empty(LENGTH)
+        connection = plane.worker(0, 0, wire)
+        push_pull(connection, wire, torch.ones(LENGTH), parameters, step=0, version=0)
+        latest = plane.state._rounds._latest
+        assert latest is not None
+        kept = len(latest._followers)
+        for _ in range(20):
+            connection.pull(parameters)
+        assert len(latest._followers) == kept
 
 
 def test_a_push_that_cannot_be_read_is_refused() -> None:

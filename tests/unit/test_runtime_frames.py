@@ -149,6 +149,18 @@ def test_a_message_that_is_cut_off_is_the_end_of_the_connection(
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_bytes_count_as_received_when_they_are(tls: bool) -> None:
+    with pair(tls=tls) as (sender, receiver):
+        sender._socket.sendall(struct.pack("<III", BLOCK, 0, 1000) + bytes(10))
+        assert receiver.receive().length == 1000
+        assert receiver.received_bytes == 12
+        sender.hang_up()
+        with pytest.raises(ConnectionClosed):
+            receiver.receive_into(memoryview(bytearray(1000)))
+        assert receiver.received_bytes == 22
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("whose", ["own", "peer"])
 def test_who_waits_is_told_when_either_side_hangs_up(tls: bool, whose: str) -> None:
     with pair(tls=tls) as (first, second), ThreadPoolExecutor(1) as pool:

@@ -67,6 +67,8 @@ class Protocol(RuleBasedStateMachine):
         self.ready: set[int] = set()
         self.away: set[int] = set()
         """Lost after training began."""
+        self.excused: set[int] = set()
+        """Lost after training began, and not ready again: a restarted server does not wait for them."""
         self.finished: set[int] = set()
         self.started = self.over = False
         self.next_step = dict.fromkeys(range(WORKERS), 0)
@@ -132,6 +134,10 @@ class Protocol(RuleBasedStateMachine):
     def everybody_is_there(self) -> bool:
         return len(self.ready | self.finished) == WORKERS
 
+    @property
+    def nobody_is_missing(self) -> bool:
+        return len(self.ready | self.finished | self.excused) == WORKERS
+
     @precondition(lambda self: not self.everybody_is_there)
     @rule(rank=RANKS)
     def join(self, rank: int) -> None:
@@ -180,9 +186,10 @@ class Protocol(RuleBasedStateMachine):
         else:
             self.state.ready(rank, BLOCKS * PLACES, STEPS, self.next_step[rank])
             self.ready.add(rank)
+            self.excused.discard(rank)
             if self.started:
                 self.go_on(rank)
-            elif self.everybody_is_there:
+            elif self.nobody_is_missing:
                 self.started = True
                 for each in self.ready:
                     self.go_on(each)
@@ -288,6 +295,13 @@ class Protocol(RuleBasedStateMachine):
         dropped = pushed.ticket.answer.dropped
         # From a restarted server's checkpoint a block may have what is then dropped.
         assert applied != dropped or (dropped and not self.calm)
+        if self.mode is Mode.SSP and self.calm:
+            self.has_what_the_bound_promises(index, pushed.step + 1)
+
+    def has_what_the_bound_promises(self, index: int, clock: int) -> None:
+        """Everybody's gradients of the first steps, but for the last ones that the bound allows for."""
+        block = self.state.aggregator.parameters[index * PLACES : (index + 1) * PLACES]
+        assert block.view(WORKERS, STEPS)[:, : max(clock - (TOLD.staleness_bound or 0), 0)].all()
 
     def take_answer(self, rank: int, pushed: Pushed) -> None:
         answer = pushed.ticket.answer
@@ -368,8 +382,10 @@ class Protocol(RuleBasedStateMachine):
             return
         # What a new process does not know, the server does.
         self.next_step[rank] = self.version[rank] = 0
-        if self.started:
+        if self.started or rank in self.excused:
             self.away.add(rank)
+        if self.started:
+            self.excused.add(rank)
             self.the_others_finished()
         if late is not None and late.sent < BLOCKS:
             before = self.state.aggregator.parameters.clone()
@@ -413,7 +429,7 @@ class Protocol(RuleBasedStateMachine):
     @precondition(lambda self: self.lost is None and not self.over and self.usable_checkpoints)
     @rule(data=st.data())
     def restart(self, data: st.DataObject) -> None:
-        """The server is gone; another one goes on from any moment before, and all workers come to it."""
+        """The server is gone; another one goes on from any moment before, and waits for who was there then."""
         usable = self.usable_checkpoints
         checkpoint = usable[data.draw(st.integers(0, len(usable) - 1))]
         self.calm = False
@@ -421,7 +437,8 @@ class Protocol(RuleBasedStateMachine):
         resume(self.state, checkpoint)
         # A worker that was away may be started again, and knows nothing.
         self.joined = {member["rank"] for member in checkpoint.facts["members"]}
-        self.attending, self.ready, self.away = set(), set(), set()
+        self.excused = {member["rank"] for member in checkpoint.facts["members"] if member["excused"]}
+        self.attending, self.ready, self.away = set(), set(), set(self.excused)
         self.started = False
         self.pushing, self.last, self.dropped = {}, {}, set()
         self.last_version, self.seen = self.state.version, self.state.aggregator.parameters.clone()

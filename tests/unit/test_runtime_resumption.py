@@ -234,6 +234,90 @@ def test_steps_that_were_skipped_before_stay_lost() -> None:
     assert (summary["lost_workers"], summary["rejoined_workers"]) == ([0], [0])
 
 
+@pytest.mark.parametrize("mode", [Mode.SYNC, Mode.ASYNC, Mode.SSP, Mode.KSYNC], ids=str)
+@pytest.mark.parametrize("comes_back", [False, True])
+def test_a_restarted_server_does_not_wait_for_a_worker_that_was_away(mode: Mode, comes_back: bool) -> None:
+    told: dict[str, Any] = {"mode": mode, "survives_loss": True}
+    told |= {Mode.SSP: {"staleness_bound": 1}, Mode.KSYNC: {"k": 3}}.get(mode, {})
+    first = started_state(**told)
+    train(first, 3, 0, 2)
+    first.leave(2)
+    second = new_state(**told)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    for rank in (0, 1):
+        assert second.wait_started(timeout=0)
+        enter(second, rank, STEPS, 2)
+    assert second.wait_started(timeout=0) == []
+    assert second.interval()["workers_away"] == 1
+    train(second, 2, 2, 4)
+    if comes_back:
+        assert enter(second, 2, STEPS) == (4 if mode in {Mode.SYNC, Mode.KSYNC} else 2)
+        second.leave(2)
+    train(second, 2, 4, STEPS)
+    for rank in (0, 1):
+        second.finish(rank, second.version)
+    assert second.wait_over(timeout=0)
+    summary = second.summary()
+    assert summary["lost_workers"] == ([2, 2] if comes_back else [2])
+    assert summary["lost_steps"] == STEPS - 2
+
+
+def test_where_all_were_away_the_first_one_that_comes_back_goes_on() -> None:
+    first = started_state(workers=2, survives_loss=True)
+    train(first, 2, 0, 2)
+    for rank in range(2):
+        first.leave(rank)
+    second = new_state(workers=2, survives_loss=True)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    assert second.wait_started(timeout=0) == [0, 1]
+    assert enter(second, 1, STEPS) == 2
+    assert second.wait_started(timeout=0) == []
+
+
+def test_a_worker_that_was_lost_with_its_server_is_given_up_after_a_while() -> None:
+    first = started_state(survives_loss=True)
+    train(first, 3, 0, 2)
+    second = new_state(survives_loss=True)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    assert second.start_without_the_missing() == [], "nobody is there yet"
+    for rank in (0, 1):
+        enter(second, rank, STEPS, 2)
+    assert second.wait_started(timeout=0) == [2]
+    assert second.start_without_the_missing() == [0, 1]
+    train(second, 2, 2, 4)
+    assert enter(second, 2, STEPS) == 4, "it was only late"
+    train(second, 3, 4, STEPS)
+    summary = second.summary()
+    assert (summary["lost_workers"], summary["rejoined_workers"]) == ([2], [2])
+    assert summary["lost_steps"] == 2
+
+
+@pytest.mark.parametrize("survives_loss", [False, True])
+def test_training_does_not_begin_without_a_worker_that_never_came(survives_loss: bool) -> None:
+    first = new_state(survives_loss=survives_loss)
+    enter(first, 0, STEPS)
+    assert first.start_without_the_missing() == []
+    second = new_state(survives_loss=survives_loss)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    enter(second, 0, STEPS)
+    assert second.start_without_the_missing() == []
+    assert second.wait_started(timeout=0) == [1, 2]
+
+
+def test_a_server_whose_workers_had_all_finished_has_nothing_to_wait_for() -> None:
+    first = started_state(workers=2, mode=Mode.ASYNC, survives_loss=True)
+    for step in range(STEPS):
+        first.push(0, step, step, gradient_of(0, step))
+    first.finish(0, tested_version=STEPS)
+    first.leave(1)
+    assert first.wait_over(timeout=0)
+    second = new_state(workers=2, mode=Mode.ASYNC, survives_loss=True)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    assert second.wait_started(timeout=0) == []
+    assert second.wait_over(timeout=0)
+    assert second.summary()["lost_steps"] == STEPS
+
+
 def test_a_restarted_server_notices_a_loss_like_any_other() -> None:
     first = started_state()
     train(first, 3, 0, 2)

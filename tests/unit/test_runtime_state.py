@@ -1,11 +1,14 @@
 """The server's core without connections: barriers, staleness, membership, losses, endings."""
 
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import count
 from queue import SimpleQueue
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -176,6 +179,61 @@ def test_a_gradient_is_held_from_its_arrival_to_the_barrier() -> None:
     last = push(state, 1, 0, 0)
     assert (first.answer, last.answer) == (Answer(1, waited_seconds=3.0), Answer(1))
     assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 4.096: 1}
+
+
+def test_a_worker_waits_for_the_last_block_that_others_push() -> None:
+    now = [10.0]
+    with blocks_of_length(2):
+        state = started_state(workers=2, clock=lambda: now[0])
+        first, last = push(state, 0, 0, 0), begin(state, 1, 0, 0)
+        for seconds, index in [(13.0, 0), (16.0, 1)]:
+            now[0] = seconds
+            assert first.answer is None or state.summary()["barrier_wait_histogram"] == {}, "it still waits"
+            state.take(last, index, torch.ones(2), lasting=True)
+        assert (first.answer, last.answer) == (Answer(1, waited_seconds=6.0), Answer(1))
+        assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 8.192: 1}
+        # However often one asks, and whenever the next step begins
+        now[0] = 20.0
+        begin(state, 0, 1, 1)
+        assert state.summary()["barrier_wait_histogram"] == {0.001: 1, 8.192: 1}
+
+
+def test_in_ssp_a_worker_waits_for_the_last_block_that_it_was_promised() -> None:
+    now = [10.0]
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, staleness_bound=0, clock=lambda: now[0])
+        fast, slow = push(state, 0, 0, 0), begin(state, 1, 0, 0)
+        for seconds, index in [(13.0, 0), (16.0, 1)]:
+            now[0] = seconds
+            state.take(slow, index, torch.ones(2), lasting=True)
+        assert (fast.answer, slow.answer) == (Answer(2, waited_seconds=6.0), Answer(2))
+
+
+def test_in_async_mode_nobody_waits_however_long_applying_takes() -> None:
+    ticks = count()
+    with blocks_of_length(2):
+        state = started_state(Mode.ASYNC, workers=1, clock=lambda: float(next(ticks)))
+        assert push(state, 0, 0, 0).answer == Answer(1, waited_seconds=0.0)
+
+
+def test_adding_up_is_part_of_applying() -> None:
+    ticks = count()
+    state = started_state(workers=3, clock=lambda: float(next(ticks)))
+    for rank, seconds in [(0, 1.0), (1, 2.0), (2, 3.0)]:
+        push(state, rank, 0, 0)
+        assert state.summary()["apply_seconds"] == seconds
+
+
+@pytest.mark.parametrize("lock", ["state", "block"])
+def test_waiting_for_a_lock_is_counted_whichever_it_is(lock: str) -> None:
+    state = started_state(Mode.ASYNC, workers=1, clock=time.monotonic)
+    held = state._changed if lock == "state" else state.aggregator._blocks[0].changed
+    with ThreadPoolExecutor(1) as pool:
+        with held:
+            pushed = pool.submit(push, state, 0, 0, 0)
+            time.sleep(0.2)
+        assert pushed.result(PATIENCE).answer == Answer(1)
+    assert 0 < state.summary()["lock_seconds"] < PATIENCE
 
 
 def test_training_starts_when_all_workers_are_ready() -> None:
@@ -447,6 +505,54 @@ def test_a_pull_waits_for_the_blocks_of_the_version_that_it_is_told() -> None:
         assert ready.get_nowait() == 1
 
 
+def ready_now(ticket: Ticket) -> list[int | None]:
+    """The blocks that may leave, and have not."""
+    blocks = []
+    while not ticket.ready.empty():
+        blocks.append(ticket.ready.get_nowait())
+    return blocks
+
+
+def test_in_ssp_no_block_leaves_without_the_gradient_that_let_its_worker_go_on() -> None:
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, staleness_bound=0)
+        fast, slow = push(state, 0, 0, version=0, value=1.0), begin(state, 1, 0, 0)
+        assert fast.answer is None
+        # When the first block of the slow worker's gradient is there
+        state.take(slow, 0, torch.full((2,), 10.0), lasting=True)
+        # Then the fast one may go on, and has that block
+        assert fast.answer == Answer(2)
+        assert ready_now(fast) == [0]
+        # And the other one when that is there, too
+        state.take(slow, 1, torch.full((2,), 10.0), lasting=True)
+        assert ready_now(fast) == [1]
+        assert values(state) == [-11.0] * LENGTH
+
+
+def test_in_ssp_no_block_leaves_between_the_decision_and_the_gradient_itself() -> None:
+    state = started_state(Mode.SSP, workers=2, staleness_bound=0)
+    fast, slow = push(state, 0, 0, version=0), begin(state, 1, 0, 0)
+    with patch.object(state.aggregator, "add", return_value=False):
+        state.take(slow, 0, torch.ones(LENGTH), lasting=True)
+    assert fast.answer == Answer(2)
+    assert ready_now(fast) == []
+
+
+@pytest.mark.parametrize(("bound", "leaves"), [(1, [0]), (2, [0, 1])])
+def test_in_ssp_who_need_not_wait_sees_what_the_bound_promises(bound: int, leaves: list[int]) -> None:
+    with blocks_of_length(2):
+        state = started_state(Mode.SSP, workers=2, steps=3, staleness_bound=bound)
+        slow = begin(state, 1, 0, 0)
+        state.take(slow, 0, torch.ones(2), lasting=True)
+        assert ready_now(push(state, 0, 0, version=1)) == [0, 1], "one step ahead: nothing is promised yet"
+        # At two steps, a bound of one promises the first step of everybody
+        second = push(state, 0, 1, version=2)
+        assert second.answer == Answer(3)
+        assert ready_now(second) == leaves
+        state.take(slow, 1, torch.ones(2), lasting=True)
+        assert leaves + ready_now(second) == [0, 1]
+
+
 class Deliberating(Async):
     """A policy that takes its time over a push."""
 
@@ -618,6 +724,28 @@ def test_a_gradient_that_is_refused_ends_training_unless_the_others_go_on_withou
     state = started_state(workers=2, survives_loss=True)
     state.give_up("worker 0, step 0: gradient refused")
     assert state.ending is None
+
+
+@pytest.mark.parametrize("survives_loss", [False, True])
+def test_a_worker_that_withdraws_ends_training_unless_the_others_go_on_without_it(
+    survives_loss: bool,
+) -> None:
+    state = started_state(workers=2, steps=1, survives_loss=survives_loss)
+    state.withdraw(1, "the data is gone")
+    if not survives_loss:
+        assert state.ending == Ending("worker 1 withdrew: the data is gone", lost_peer="worker 1")
+        return
+    assert state.ending is None
+    state.leave(1)
+    assert push(state, 0, 0, 0).answer == Answer(1)
+
+
+@pytest.mark.parametrize("survives_loss", [False, True])
+def test_a_worker_that_withdraws_before_training_ends_it(survives_loss: bool) -> None:
+    state = new_state(workers=2, survives_loss=survives_loss)
+    enter(state, 0, steps=1)
+    state.withdraw(1, "the data is not there")
+    assert state.ending == Ending("worker 1 withdrew: the data is not there", lost_peer="worker 1")
 
 
 def train_with_state(data: Data, workers: int, steps: int) -> torch.Tensor:

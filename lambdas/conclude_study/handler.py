@@ -1,0 +1,46 @@
+"""ConcludeStudy: the study's terminal status, written when its tasks are gone and its report is out.
+
+Runs last. Where the study failed, so does this function, and with it the execution: a redriven execution begins at
+the task that failed, which a Fail state is not. Called again then, it clears what the experiments left that did not
+complete, and PlanStudy plans those once more.
+"""
+
+from typing import Any
+
+from aws_lambda_powertools import Logger
+from aws_lambda_powertools.utilities.typing import LambdaContext
+
+from contract.errors import StudyFailed
+from contract.table import Status
+from lambdas.conclude_study.checkpoints import remove_checkpoints
+from lambdas.environment import ConcludeEnvironment
+from lambdas.table import ExperimentTable
+
+logger = Logger(service="conclude_study")
+
+CAUSE_CHARACTERS = 10_000
+"""Step Functions keeps 32,768 of a cause, and of this function's comes more: escapes, and where it was raised."""
+
+
+@logger.inject_lambda_context
+def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  # noqa: ARG001 - Lambda passes it
+    """Conclude one study; raises StudyFailed where it failed. With `again`, prepare it to be run again.
+
+    Both may be repeated: `again` follows from the execution, not from what the table says.
+    """
+    study_id = event["study_id"]
+    logger.append_keys(study_id=study_id)
+    environment = ConcludeEnvironment.read()
+    table = ExperimentTable.named(environment.table_name)
+    if event["again"]:
+        cleared = table.clear_unfinished(study_id)
+        for experiment in cleared:
+            remove_checkpoints(environment.checkpoint_location, experiment)
+        logger.info("to be run again", experiments=[experiment.name for experiment in cleared])
+        return {"again": True}
+    status = Status(event["status"])
+    table.end_study(study_id, status)
+    logger.info("concluded", status=status)
+    if status is not Status.COMPLETED:
+        raise StudyFailed(event["cause"][:CAUSE_CHARACTERS])
+    return {"again": False}

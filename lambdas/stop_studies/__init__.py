@@ -1,0 +1,1 @@
+"""StopStudies: before the stack is deleted, no study runs and no task."""

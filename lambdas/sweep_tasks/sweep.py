@@ -1,0 +1,139 @@
+"""The sweep of one study, in two steps: first its tasks are told to stop, then its end is written down.
+
+Used by sweep_tasks. Every step may be repeated, by the next call or by one that runs at the same time.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Self
+
+import boto3
+from botocore.exceptions import WaiterError
+
+from contract.plan import study_of_group
+from contract.table import TERMINAL, Status
+from lambdas.environment import SweepEnvironment
+from lambdas.sweep_tasks.executions import MISSING, EndedExecution, Executions
+from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.task_logs import TaskLogs
+from lambdas.tasks import Task, TaskList
+from lambdas.verdict import of_this_run
+
+
+@dataclass
+class Sweep:
+    """What sweeping needs, and how far it has come."""
+
+    table: ExperimentTable
+    tasks: TaskList
+    logs: TaskLogs
+    executions: Executions
+    publish: Callable[[str], None]
+    """Have the report of a study published, without waiting for it."""
+    deadline: float
+    """time.monotonic() at which no task is waited for any more."""
+    stopped: int = 0
+    """Tasks that were told to stop."""
+
+    @classmethod
+    def of(cls, environment: SweepEnvironment, deadline: float) -> Self:
+        """Of the deployment that the environment describes."""
+        functions = boto3.client("lambda")
+
+        def publish(study_id: str) -> None:
+            functions.invoke(
+                FunctionName=environment.publish_report_function,
+                InvocationType="Event",
+                Payload=json.dumps({"study_id": study_id}).encode(),
+            )
+
+        return cls(
+            table=ExperimentTable.named(environment.table_name),
+            tasks=TaskList.of(environment.cluster_arn),
+            logs=TaskLogs.named(environment.log_group_name),
+            executions=Executions.of(environment.state_machine_arn),
+            publish=publish,
+            deadline=deadline,
+        )
+
+    def begin(self, study_id: str, running: Iterable[Task]) -> EndedExecution | None:
+        """Tell those of a study's `running` tasks to stop that nobody waits for.
+
+        Where the execution has ended these are all, and it is returned: the study is to be concluded. Where it runs
+        they are those of experiments that have a verdict; nothing else of such a study is touched.
+        """
+        execution = self.executions.ended(study_id)
+        if execution is not None and not execution.is_certain(
+            self.table.study(study_id) if execution.status == MISSING else None
+        ):
+            return None
+        if execution is None:
+            self._stop_leftovers(study_id, list(running))
+            return None
+        try:
+            # First the rows: an experiment that is marked starts no further task.
+            for row in self.table.experiments(study_id):
+                self.table.begin_stop(row.experiment)
+        finally:
+            # Whatever became of the rows: no task outlives its execution.
+            self._stop(running, execution.reason)
+        return execution
+
+    def conclude(self, study_id: str, execution: EndedExecution, *, is_open: bool) -> bool:
+        """Write how a study of an ended execution ended, once none of its tasks is left, and have it reported.
+
+        `is_open`: it was among the open studies. Returns whether it is done; what is not is for the next call.
+        """
+        study = self.table.study(study_id)
+        if study is None:
+            return True
+        if not execution.is_of(study):
+            execution = EndedExecution(MISSING)
+        unfinished = [row for row in self.table.experiments(study_id) if row.status not in TERMINAL]
+        if unfinished and not self._abort(study_id, unfinished, execution):
+            return False
+        aborted = self.table.end_study(study_id, Status.ABORTED, execution.told)
+        # One that was aborted and is open still: whoever wrote so did not live to have it reported.
+        if aborted or (study.status is Status.ABORTED and is_open):
+            self.publish(study_id)
+        self.table.close(study_id)
+        return True
+
+    def _abort(self, study_id: str, unfinished: list[ExperimentRow], execution: EndedExecution) -> bool:
+        """Abort experiments once every task of the study has ended; returns whether that was soon enough."""
+        patience = self.deadline - time.monotonic()
+        if patience <= 0:
+            return False
+        try:
+            ended = self.tasks.end(
+                lambda task: study_of_group(task.group) == study_id, _named(execution.reason), patience
+            )
+        except WaiterError:
+            return False
+        for row in unfinished:
+            group = row.experiment.task_group
+            outcomes = of_this_run((task.outcome for task in ended if task.group == group), row.started_at)
+            records = self.table.records(study_id, row.experiment.name) if outcomes else []
+            self.table.abort(row.experiment, execution.told, self.logs.attached(outcomes, records))
+        return True
+
+    def _stop_leftovers(self, study_id: str, running: list[Task]) -> None:
+        """Of a running execution: the tasks of experiments that have a verdict, which nobody waits for."""
+        if running:
+            judged = {
+                row.experiment.task_group
+                for row in self.table.experiments(study_id)
+                if row.status in TERMINAL
+            }
+            self._stop([task for task in running if task.group in judged], "the experiment has ended")
+
+    def _stop(self, tasks: Iterable[Task], reason: str) -> None:
+        tasks = list(tasks)
+        self.tasks.stop(tasks, _named(reason))
+        self.stopped += len(tasks)
+
+
+def _named(reason: str) -> str:
+    return f"Lockstep: {reason}"

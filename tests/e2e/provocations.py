@@ -1,0 +1,122 @@
+"""How the end-to-end tests provoke what happens seldom; each provocation is undone when its block ends.
+
+A function that nobody can call, or that has no time; a worker that nothing can run; a server that never says where
+it is.
+"""
+
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from contract.table import rendezvous_sort, study_partition
+from local.cloud import Cloud
+from local.deploy import STACK
+from tests.e2e.machine import client, study_of
+
+STARTED_SERVER = re.compile(r"started ministack-ecs-\w+-server at \S+ \(pid (\d+)\)")
+
+
+def function_name(cloud: Cloud, folder: str) -> str:
+    """The deployed function whose handler lies there."""
+    resources = client(cloud, "cloudformation").describe_stack_resources(StackName=STACK)["StackResources"]
+    names = {r["PhysicalResourceId"] for r in resources if r["ResourceType"] == "AWS::Lambda::Function"}
+    (name,) = (
+        function["FunctionName"]
+        for function in client(cloud, "lambda").list_functions()["Functions"]
+        if function["FunctionName"] in names and function["Handler"] == f"lambdas.{folder}.handler.handler"
+    )
+    return str(name)
+
+
+def entered(cloud: Cloud, arn: str, state: str) -> bool:
+    """Whether an execution has come to a state of its outermost level."""
+    events = client(cloud, "stepfunctions").get_execution_history(executionArn=arn)["events"]
+    return any(event.get("stateEnteredEventDetails", {}).get("name") == state for event in events)
+
+
+def task_token(cloud: Cloud, arn: str, experiment: str) -> str | None:
+    """The token with which the state machine waits for an experiment's server."""
+    row = client(cloud, "dynamodb").get_item(
+        TableName=cloud.outputs["TableName"],
+        Key={"pk": {"S": study_partition(study_of(arn))}, "sk": {"S": rendezvous_sort(experiment, 0)}},
+    )
+    token: str | None = row.get("Item", {}).get("task_token", {}).get("S")
+    return token
+
+
+@contextmanager
+def throttled(cloud: Cloud, folder: str) -> Iterator[None]:
+    """Nobody can call a function, as in an account that has no more concurrency: its state tries again and again."""
+    functions, name = client(cloud, "lambda"), function_name(cloud, folder)
+    functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
+    try:
+        yield
+    finally:
+        functions.delete_function_concurrency(FunctionName=name)
+
+
+@contextmanager
+def out_of_time(cloud: Cloud, folder: str) -> Iterator[None]:
+    """A function has a second, less than it takes to import what it needs."""
+    functions, name = client(cloud, "lambda"), function_name(cloud, folder)
+    usual = functions.get_function_configuration(FunctionName=name)["Timeout"]
+    functions.update_function_configuration(FunctionName=name, Timeout=1)
+    try:
+        yield
+    finally:
+        functions.update_function_configuration(FunctionName=name, Timeout=usual)
+
+
+@contextmanager
+def frozen_server(cloud: Cloud, log_before: str) -> Iterator[int]:
+    """The next server that is started does not get to say where it is; its process.
+
+    `log_before`: what stood in the engine's log before anything was started that it may be.
+    """
+    log, begin = Path(cloud.state, "engine.log"), time.monotonic()
+    while not (found := STARTED_SERVER.search(log.read_text().removeprefix(log_before))):
+        assert time.monotonic() - begin < 60, "no server was started"
+        time.sleep(0.005)  # it has some tenths of a second to go
+    pid = int(found[1])
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
+    """The state machine starts workers whose container is defined otherwise."""
+    ecs, states = client(cloud, "ecs"), client(cloud, "stepfunctions")
+    machine = cloud.outputs["StateMachineArn"]
+    definition = states.describe_state_machine(stateMachineArn=machine)["definition"]
+    (usual,) = (
+        task
+        for task in (
+            ecs.describe_task_definition(taskDefinition=arn)["taskDefinition"]
+            for arn in ecs.list_task_definitions()["taskDefinitionArns"]
+            if f'"{arn}"' in definition
+        )
+        if task["containerDefinitions"][0]["name"] == "worker"
+    )
+    kept = ["family", "cpu", "memory", "networkMode", "requiresCompatibilities", "runtimePlatform"]
+    kept += ["executionRoleArn", "taskRoleArn"]
+    (container,) = usual["containerDefinitions"]
+    other = ecs.register_task_definition(
+        **{name: usual[name] for name in kept}, containerDefinitions=[{**container, **changes}]
+    )["taskDefinition"]["taskDefinitionArn"]
+    states.update_state_machine(
+        stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)
+    )
+    try:
+        yield
+    finally:
+        states.update_state_machine(stateMachineArn=machine, definition=definition)
+        ecs.deregister_task_definition(taskDefinition=other)

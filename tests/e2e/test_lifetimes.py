@@ -1,0 +1,297 @@
+"""Every way a study can end: it is named, in the table and in the report, and neither task nor process is left.
+
+One cloud for all; studies are small, and each of them is held where it is to end. Killed servers and workers, and
+tasks that give up, are in test_failures.py.
+"""
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cdk import EMBEDDED_CLOUD
+from contract.table import TERMINAL, Status
+from lambdas.table import ExperimentRow
+from local.cloud import Cloud
+from local.deploy import ASSET_BUCKET, STACK
+from tests.e2e.machine import (
+    LONG,
+    QUICK,
+    RunningTask,
+    cause_of,
+    client,
+    ended_tasks,
+    left_of,
+    published,
+    running_tasks,
+    study_of,
+    table_of,
+    until,
+)
+from tests.e2e.provocations import (
+    entered,
+    frozen_server,
+    function_name,
+    out_of_time,
+    task_token,
+    throttled,
+    worker_container,
+)
+
+ONE: dict[str, Any] = {"experiments": [{"name": "one", "mode": "sync", "workers": 1}]}
+SHORT = {**ONE, "training": {**QUICK, "epochs": 1}}
+ENDLESS = {**ONE, "training": {**QUICK, "epochs": 100}, "compute": LONG}
+TIMEOUT_SECONDS = 30
+"""The shortest that a study may ask for."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def timing_out(cloud: Cloud) -> Iterator[str]:
+    """A study that runs into its timeout, while the other tests go on."""
+    states = client(cloud, "stepfunctions")
+    document = {**ENDLESS, "experiment_timeout_seconds": TIMEOUT_SECONDS}
+    arn: str = states.start_execution(
+        stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
+    )["executionArn"]
+    yield arn
+    if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
+        states.stop_execution(executionArn=arn)
+        until(lambda: not left_of(cloud, arn), 60, "nothing left of the study that is to time out")
+
+
+def status_of(cloud: Cloud, arn: str) -> Status | None:
+    row = table_of(cloud).study(study_of(arn))
+    return row.status if row else None
+
+
+def rows_of(cloud: Cloud, arn: str) -> list[ExperimentRow]:
+    return table_of(cloud).experiments(study_of(arn))
+
+
+def trains(cloud: Cloud, arn: str) -> list[RunningTask] | None:
+    """The tasks of the one experiment with one worker, once both of them run."""
+    tasks = running_tasks(cloud, arn)
+    return tasks if len(tasks) == 2 else None
+
+
+def stop(cloud: Cloud, arn: str, why: str) -> None:
+    client(cloud, "stepfunctions").stop_execution(executionArn=arn, error="Impatience", cause=why)
+
+
+def assert_aborted(cloud: Cloud, arn: str, why: str, experiment: Status = Status.ABORTED) -> None:
+    """Within a minute the table says so and why, the report does, and nothing is left."""
+    table, study = table_of(cloud), study_of(arn)
+    until(lambda: status_of(cloud, arn) in TERMINAL, 60, f"the end of {study} in the table")
+    # The status is written after clean-up
+    assert left_of(cloud, arn) == []
+    row = table.study(study)
+    assert row is not None
+    told = f"the execution of the study has ended: ABORTED (Impatience: {why})"
+    assert (row.status, row.cause) == (Status.ABORTED, told)
+    assert {(e.status, e.cause) for e in rows_of(cloud, arn)} == {
+        (experiment, told if experiment is Status.ABORTED else "")
+    }
+    until(lambda: told in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
+    document = json.loads(published(cloud, arn, "study.json") or "")
+    assert (document["status"], document["cause"]) == ("ABORTED", told)
+    until(lambda: study not in table.open_studies(), 10, "the study is closed")
+
+
+def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
+    """The execution, the table and the report say so and why, and nothing is left; returns the report."""
+    arn = described["executionArn"]
+    assert described["status"] == "FAILED"
+    (row,) = rows_of(cloud, arn)
+    assert (row.status, status_of(cloud, arn)) == (Status.FAILED, Status.FAILED)
+    assert row.cause.startswith(cause)
+    assert f"one: {cause}" in cause_of(described)
+    assert left_of(cloud, arn) == []
+    page = published(cloud, arn, "report.html")
+    assert page is not None
+    assert "1 of 1 experiment did not complete" in page
+    return page
+
+
+def test_stopped_in_planning(cloud: Cloud, start: Callable[..., str]) -> None:
+    """The plan is written after the execution has ended: nobody but the schedule finds it."""
+    with throttled(cloud, "plan_study"):
+        arn = start(ENDLESS)
+        until(lambda: entered(cloud, arn, "PlanStudy"), 30, "it is being planned")
+        stop(cloud, arn, "while planning")
+    until(lambda: rows_of(cloud, arn), 60, "its plan is written")
+    # As the schedule does
+    answer = client(cloud, "lambda").invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
+    assert "FunctionError" not in answer, answer["Payload"].read()
+    assert_aborted(cloud, arn, "while planning")
+    assert ended_tasks(cloud, arn) == 0
+
+
+def test_stopped_before_its_first_task(cloud: Cloud, start: Callable[..., str]) -> None:
+    arn = start(ENDLESS)
+    until(lambda: rows_of(cloud, arn), 30, "it is planned")
+    stop(cloud, arn, "before its first task")
+    assert_aborted(cloud, arn, "before its first task")
+
+
+def test_stopped_in_rendezvous(cloud: Cloud, start: Callable[..., str]) -> None:
+    log_before = Path(cloud.state, "engine.log").read_text()
+    arn = start(ENDLESS)
+    with frozen_server(cloud, log_before):
+        until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
+        stop(cloud, arn, "in rendezvous")
+        assert_aborted(cloud, arn, "in rendezvous")
+    (row,) = rows_of(cloud, arn)
+    assert {task.role for task in row.tasks} == {"server"}
+
+
+def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    # Given what a study comes to that runs alone
+    study = {
+        "experiments": [{"name": "one", "mode": "sync", "workers": 2, "seed": 7}],
+        "training": QUICK,
+        "compute": {**LONG, "mean_ms": 50},
+    }
+    alone = start(study, "-alone")
+    assert ended(alone)["status"] == "SUCCEEDED"
+
+    # When it runs beside another one, which is stopped in the middle
+    victim = start(ENDLESS, "-victim")
+    tasks = until(lambda: trains(cloud, victim), 30, "the victim trains")
+    beside = start(study, "-beside")
+    until(lambda: len(running_tasks(cloud, beside)) == 3, 30, "the other one trains")
+    stop(cloud, victim, "in training")
+
+    # Then the one is gone, and says so
+    assert_aborted(cloud, victim, "in training")
+    assert not [task for task in tasks if Path(f"/proc/{task.pid}").exists()]
+    page = published(cloud, victim, "report.html") or ""
+    assert "How its tasks ended" in page
+    assert "Last log lines of worker 0" in page
+    # And the other one's results are those of a run alone
+    described = ended(beside)
+    assert described["status"] == "SUCCEEDED", cause_of(described)
+    results = [json.loads(published(cloud, arn, "experiments/one.json") or "") for arn in (alone, beside)]
+    same = [
+        {
+            "status": result["status"],
+            "accuracies": result["worker_metrics_aggregated"]["accuracy_by_epoch"],
+            "records": [(r["role"], r["rank"], r["missing"]) for r in result["records"]],
+            **{
+                name: result["server_metrics"][name]
+                for name in ("parameters_sha256", "global_steps_completed")
+            },
+        }
+        for result in results
+    ]
+    assert same[0] == same[1]
+    assert (same[0]["status"], same[0]["records"]) == (
+        "COMPLETED",
+        [("server", 0, 0), ("worker", 0, 0), ("worker", 1, 0)],
+    )
+    for arn in (alone, beside):
+        assert json.loads(published(cloud, arn, "study.json") or "")["warnings"] == []
+        assert left_of(cloud, arn) == []
+
+
+@pytest.mark.parametrize("function", ["judge_experiment", "reconcile_metrics", "publish_report"])
+def test_stopped_in_its_last_states(cloud: Cloud, start: Callable[..., str], function: str) -> None:
+    state = "".join(word.capitalize() for word in function.split("_"))
+    with throttled(cloud, function):
+        arn = start(SHORT)
+        until(lambda: ended_tasks(cloud, arn) == 2, 60, "its tasks have ended")
+        if function != "judge_experiment":
+            until(lambda: entered(cloud, arn, state), 60, f"it has come to {state}")
+    stop(cloud, arn, f"in {state}")
+    # What was judged before stays so
+    judged = Status.ABORTED if function == "judge_experiment" else Status.COMPLETED
+    assert_aborted(cloud, arn, f"in {state}", judged)
+
+
+def test_worker_that_never_starts(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    """The task engine runs no privileged containers, as Fargate does not; ECS says so in its own words."""
+    with worker_container(cloud, privileged=True):
+        described = ended(start(ENDLESS), patience_seconds=60)
+    reason = "ResourceInitializationError: unable to pull image or start container"
+    page = assert_failed(cloud, described, f"worker 0 never ran: {reason}")
+    assert "First to fail: worker 0" in page
+    assert "TaskFailedToStart" in page
+
+
+def test_token_that_expires_before_the_server_answers(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+) -> None:
+    log_before = Path(cloud.state, "engine.log").read_text()
+    arn = start(ENDLESS)
+    with frozen_server(cloud, log_before):
+        token = until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
+        # As Step Functions ends a state that has waited for too long
+        client(cloud, "stepfunctions").send_task_failure(taskToken=token, error="States.Timeout", cause="")
+        described = ended(arn, patience_seconds=60)
+    assert_failed(
+        cloud, described, "States.Timeout: a state has waited for too long; never started: worker 0"
+    )
+
+
+@pytest.mark.parametrize("killed", [False, True], ids=["trained-well", "worker-killed"])
+def test_function_out_of_time_costs_no_verdict(
+    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]], *, killed: bool
+) -> None:
+    """JudgeExperiment never comes to an end: what it would have said, ReconcileMetrics does."""
+    with out_of_time(cloud, "judge_experiment"):
+        arn = start(ENDLESS if killed else SHORT)
+        if killed:
+            tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
+            os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
+        described = ended(arn, patience_seconds=120)
+    if killed:
+        assert_failed(cloud, described, "worker 0 was killed (exit code 137")
+        return
+    assert described["status"] == "SUCCEEDED", cause_of(described)
+    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
+    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
+
+
+def test_deleted_stack(cloud: Cloud) -> None:
+    # Given a second stack, in the middle of a study
+    cloudformation, states = client(cloud, "cloudformation"), client(cloud, "stepfunctions")
+    other = f"{STACK}-other"
+    cloudformation.create_stack(
+        StackName=other,
+        TemplateURL=f"{cloud.endpoint}/{ASSET_BUCKET}/{STACK}.template.json",
+        Parameters=[{"ParameterKey": EMBEDDED_CLOUD, "ParameterValue": "true"}],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    cloudformation.get_waiter("stack_create_complete").wait(StackName=other, WaiterConfig={"Delay": 1})
+    outputs = cloudformation.describe_stacks(StackName=other)["Stacks"][0]["Outputs"]
+    second = replace(cloud, outputs={o["OutputKey"]: o["OutputValue"] for o in outputs})
+    arn = states.start_execution(
+        stateMachineArn=second.outputs["StateMachineArn"], name="deleted", input=json.dumps(ENDLESS)
+    )["executionArn"]
+    tasks = until(lambda: trains(second, arn), 60, "its tasks are running")
+
+    # When the stack is deleted
+    cloudformation.delete_stack(StackName=other)
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName=other, WaiterConfig={"Delay": 1})
+
+    # Then nothing of its study is left
+    assert not [task for task in tasks if Path(f"/proc/{task.pid}").exists()]
+    described = states.describe_execution(executionArn=arn)
+    assert (described["status"], described["error"]) == ("ABORTED", "StackDeleted")
+
+
+def test_timed_out(cloud: Cloud, timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
+    """The last test of this file: until here it has trained beside all the others."""
+    described = ended(timing_out, patience_seconds=90)
+    said = f"training did not end within EXPERIMENT_TIMEOUT_SECONDS={TIMEOUT_SECONDS}"
+    page = assert_failed(cloud, described, f"server failed: {said}")
+    assert "First to fail: server" in page
+    assert f"lockstep-server: {said}" in page
