@@ -4,6 +4,7 @@ BIN := .venv/bin
 AWS_CDK := aws-cdk@2.1148.1
 AWS_CLI := awscli==1.46.3
 ASL_VALIDATOR := asl-validator@4.0.0
+CHECKOV := checkov==3.3.30
 
 .PHONY: setup demo test check bench fix generate clean
 
@@ -13,7 +14,7 @@ demo: setup
 	./lockstep demo
 
 # Static checks, then the tests on both cores, then those that run the whole chain, one after another.
-test: check .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed
+test: check .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed .tools/checkov/.installed
 	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure tests/integration
 	$(BIN)/python -m pytest -q tests/e2e
 
@@ -61,6 +62,12 @@ clean:
 .tools/aws/.installed: Makefile
 	test -x .tools/aws/bin/python || $(PYTHON) -m venv .tools/aws
 	.tools/aws/bin/python -m pip install --quiet --disable-pip-version-check $(AWS_CLI)
+	touch $@
+
+# Checkov pins what others here pin too, to other versions.
+.tools/checkov/.installed: Makefile
+	test -x .tools/checkov/bin/python || $(PYTHON) -m venv .tools/checkov
+	.tools/checkov/bin/python -m pip install --quiet --disable-pip-version-check $(CHECKOV)
 	touch $@
 
 .tools/cdk/.installed: Makefile .venv/.installed

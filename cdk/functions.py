@@ -47,6 +47,8 @@ class Functions(Construct):
     def __init__(self, scope: Construct, construct_id: str, *, on_aws: cdk.CfnCondition) -> None:
         super().__init__(scope, construct_id)
         self._on_aws = on_aws
+        self.by_name: dict[str, lambda_.Function] = {}
+        """What was made so far."""
         self._code = lambda_.Code.from_asset(
             str(REPOSITORY), exclude=only("contract", "lambdas"), ignore_mode=cdk.IgnoreMode.GIT
         )
@@ -91,7 +93,10 @@ class Functions(Construct):
             environment=dict(environment),
             timeout=cdk.Duration.seconds(timeout_seconds),
             memory_size=memory_mib,
+            # Segments of each call come from Lambda itself; none are made inside a function, which needs no SDK for it.
+            tracing=lambda_.Tracing.ACTIVE,
         )
+        self.by_name[name] = function
         self._add_layers(function, [self.base_layer, *(layers or [])])
         return function
 

@@ -8,12 +8,17 @@ from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
+from cdk.acknowledgements import acknowledge_wildcards
+from cdk.alarms import Alarms
+from cdk.dashboard import Dashboard
 from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.settings import Settings
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
+from cdk.undelivered import Undelivered
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
 from contract import table as keys
@@ -23,15 +28,17 @@ from contract.results import DATASETS, STUDIES
 class LockstepStack(cdk.Stack):
     """Everything of Lockstep in one AWS account and region."""
 
-    def __init__(self, scope: Construct, construct_id: str, **kwargs: Any) -> None:
+    def __init__(self, scope: Construct, construct_id: str, *, settings: Settings, **kwargs: Any) -> None:
         super().__init__(scope, construct_id, **kwargs)
+        self._settings = settings
         self._on_aws = self._condition()
         self.functions = Functions(self, "Functions", on_aws=self._on_aws)
-        self.network = Network(self, "Network", on_aws=self._on_aws)
+        self.network = Network(self, "Network", settings=settings, on_aws=self._on_aws)
         self.storage = Storage(self, "Storage")
         self.training = Training(
             self,
             "Training",
+            settings=settings,
             vpc=self.network.vpc,
             checkpoint_location=self.storage.checkpoint_location,
         )
@@ -41,8 +48,9 @@ class LockstepStack(cdk.Stack):
             "Workflow",
             training=self.training,
             table=self.storage.table,
-            subnets=self.network.vpc.public_subnets,
+            subnets=self.network.subnets,
             security_group=self.network.task_security_group,
+            assign_public_ip=self.network.assign_public_ip,
             functions={
                 "PlanStudyFunction": plan,
                 "JudgeExperimentFunction": judge,
@@ -57,6 +65,8 @@ class LockstepStack(cdk.Stack):
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
         self._let_servers_keep_checkpoints()
+        self._let_people_watch()
+        self._answer_for_wildcards()
         self._add_outputs()
 
     def _condition(self) -> cdk.CfnCondition:
@@ -76,7 +86,7 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(),
+            environment=self._environment(CPU_ARCHITECTURE=self._settings.cpu_architecture),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
@@ -145,7 +155,7 @@ class LockstepStack(cdk.Stack):
         ingest = self.functions.function(
             "ingest_metrics",
             description="Turn metric lines of the training tasks into rows",
-            environment=self._environment(),
+            environment=self._environment(STACK_NAME=self.stack_name),
             timeout_seconds=60,
         )
         self.storage.table.grant(ingest, "dynamodb:BatchWriteItem")
@@ -160,6 +170,7 @@ class LockstepStack(cdk.Stack):
                 **self._task_environment(),
                 STATE_MACHINE_ARN=state_machine.state_machine_arn,
                 PUBLISH_REPORT_FUNCTION=publish.function_arn,
+                STACK_NAME=self.stack_name,
             ),
             timeout_seconds=240,
         )
@@ -168,7 +179,9 @@ class LockstepStack(cdk.Stack):
         )
         self._grant_task_control(sweep)
         self._grant_task_logs(sweep)
-        publish.grant_invoke(sweep)
+        sweep.add_to_role_policy(
+            iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[publish.function_arn])
+        )
         state_machine.grant_execution(sweep, "states:DescribeExecution")
         Watching(self, "Watching", state_machine=state_machine, sweep_function=sweep)
 
@@ -188,6 +201,30 @@ class LockstepStack(cdk.Stack):
         state_machine.grant(stop, "states:ListExecutions")
         state_machine.grant_execution(stop, "states:StopExecution")
         Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training])
+
+    def _let_people_watch(self) -> None:
+        """Dashboard and alarms; and what functions gave up that no state waits for."""
+        undelivered = Undelivered(self, "Undelivered")
+        for name in ("ingest_metrics", "sweep_tasks"):
+            undelivered.keep_failures_of(self.functions.by_name[name])
+        state_machine, functions = self.workflow.state_machine, self.functions.by_name
+        alarms = Alarms(
+            self,
+            "Alarms",
+            state_machine=state_machine,
+            functions=functions,
+            undelivered=undelivered.queue,
+            email=self._settings.alarm_email,
+        )
+        Dashboard(
+            self,
+            "Dashboard",
+            cluster=self.training.cluster,
+            state_machine=state_machine,
+            functions=functions,
+            undelivered=undelivered.queue,
+            alarms=alarms.all,
+        )
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
@@ -238,6 +275,32 @@ class LockstepStack(cdk.Stack):
             ),
         ):
             grantee.grant_principal.add_to_principal_policy(statement)
+
+    def _answer_for_wildcards(self) -> None:
+        """Why grants end in *; the tests list those that are on everything."""
+        bucket, machine = self.storage.bucket, self.workflow.state_machine
+        colon = cdk.ArnFormat.COLON_RESOURCE_NAME
+        name = cdk.Arn.split(machine.state_machine_arn, colon).resource_name
+        executions = self.format_arn(
+            service="states",
+            resource="execution",
+            resource_name=f"{name}:*",
+            arn_format=colon,
+        )
+        acknowledge_wildcards(
+            self,
+            {
+                "*": "X-Ray, delivery of logs and ECR's login know no resource; nor ListTasks, which a condition binds",
+                cluster_tasks(
+                    self.training.cluster
+                ): "ECS names tasks; they are those of the stack's one cluster",
+                executions: "users name executions; they are those of the stack's one state machine",
+                **{
+                    bucket.arn_for_objects(f"{prefix}/*"): f"objects below {prefix}/ are named by studies"
+                    for prefix in (STUDIES, CHECKPOINTS, DATASETS)
+                },
+            },
+        )
 
     def _grant_task_control(self, function: lambda_.Function) -> None:
         function.add_to_role_policy(

@@ -1,4 +1,8 @@
-"""Storage: the one table of studies and metrics, and the bucket that reports are read from."""
+"""Storage: the one table of studies and metrics, the bucket that reports are read from, and who has read it.
+
+Encrypted at rest with keys that AWS owns, which cost nothing. A key of one's own costs 1 USD a month and a fee for
+each call, and would keep out nobody whom the roles let in: there is one account, and no data but its own.
+"""
 
 from typing import Final
 
@@ -7,6 +11,7 @@ from aws_cdk import aws_dynamodb as dynamodb
 from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
+from cdk.acknowledgements import acknowledge
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
 
 CHECKPOINTS: Final = "checkpoints"
@@ -15,9 +20,11 @@ CHECKPOINTS: Final = "checkpoints"
 CHECKPOINT_DAYS = 7
 """Nobody goes on from an older one: no experiment lasts longer than a day."""
 
+ACCESS_LOG_DAYS = 90
+
 
 class Storage(Construct):
-    """Table and bucket. Reports outlive the stack; rows, which they are made from, do not."""
+    """Table and buckets. Reports outlive the stack; rows, which they are made from, do not."""
 
     def __init__(self, scope: Construct, construct_id: str) -> None:
         super().__init__(scope, construct_id)
@@ -33,12 +40,27 @@ class Storage(Construct):
             ),
             removal_policy=cdk.RemovalPolicy.DESTROY,
         )
+        # Kept like what it tells of; and a bucket with something in it cannot be removed.
+        access_logs = s3.Bucket(
+            self,
+            "AccessLogs",
+            encryption=s3.BucketEncryption.S3_MANAGED,
+            block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
+            enforce_ssl=True,
+            lifecycle_rules=[s3.LifecycleRule(expiration=cdk.Duration.days(ACCESS_LOG_DAYS))],
+            removal_policy=cdk.RemovalPolicy.RETAIN,
+        )
+        acknowledge(
+            access_logs, {"AwsSolutions-S1": "it is the bucket of access logs: logging itself would not end"}
+        )
         self.bucket = s3.Bucket(
             self,
             "Results",
             encryption=s3.BucketEncryption.S3_MANAGED,
             block_public_access=s3.BlockPublicAccess.BLOCK_ALL,
             enforce_ssl=True,
+            server_access_logs_bucket=access_logs,
+            server_access_logs_prefix="results/",
             lifecycle_rules=[
                 s3.LifecycleRule(prefix=f"{CHECKPOINTS}/", expiration=cdk.Duration.days(CHECKPOINT_DAYS))
             ],

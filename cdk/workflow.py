@@ -8,6 +8,7 @@ from aws_cdk import aws_ec2 as ec2
 from aws_cdk import aws_ecs as ecs
 from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
+from aws_cdk import aws_logs as logs
 from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
@@ -27,6 +28,7 @@ class Workflow(Construct):
         table: dynamodb.ITable,
         subnets: Sequence[ec2.ISubnet],
         security_group: ec2.ISecurityGroup,
+        assign_public_ip: bool,
         functions: Mapping[str, lambda_.IFunction],
     ) -> None:
         super().__init__(scope, construct_id)
@@ -36,11 +38,22 @@ class Workflow(Construct):
             assumed_by=iam.ServicePrincipal("states.amazonaws.com"),
             description="The state machine: start and stop training tasks, call its functions, keep its rows",
         )
+        log_group = logs.LogGroup(
+            self,
+            "Logs",
+            # Under this prefix delivery needs no policy of its own for each group, of which an account has ten.
+            log_group_name=f"/aws/vendedlogs/states/{cdk.Stack.of(self).stack_name}",
+            retention=logs.RetentionDays.ONE_MONTH,
+            removal_policy=cdk.RemovalPolicy.DESTROY,
+        )
         self.state_machine = sfn.StateMachine(
             self,
             "StateMachine",
             role=self.role,
             definition_body=sfn.DefinitionBody.from_string(statemachine.definition()),
+            # Without data: inputs and outputs hold task tokens.
+            logs=sfn.LogOptions(destination=log_group, level=sfn.LogLevel.ALL, include_execution_data=False),
+            tracing_enabled=True,
             definition_substitutions={
                 "Region": cdk.Aws.REGION,
                 "TableName": table.table_name,
@@ -49,6 +62,7 @@ class Workflow(Construct):
                 "WorkerTaskDefinition": training.worker.task_definition_arn,
                 "Subnets": cdk.Fn.join(",", [subnet.subnet_id for subnet in subnets]),
                 "SecurityGroup": security_group.security_group_id,
+                "AssignPublicIp": "ENABLED" if assign_public_ip else "DISABLED",
                 **{name: function.function_arn for name, function in functions.items()},
             },
         )

@@ -4,7 +4,7 @@ Read by handlers at cold start; knows no AWS SDK.
 """
 
 import os
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -26,6 +26,19 @@ class TableEnvironment(FunctionEnvironment):
     table_name: str
 
 
+class PlanEnvironment(TableEnvironment):
+    """Of plan_study."""
+
+    cpu_architecture: Literal["x86_64", "arm64"] = "x86_64"
+    """What tasks run on: prices differ."""
+
+
+class WatchedEnvironment(TableEnvironment):
+    """Of functions that emit metrics."""
+
+    stack_name: str
+
+
 class ClusterEnvironment(TableEnvironment):
     """Of functions that end tasks and tell how they ended."""
 
@@ -33,7 +46,7 @@ class ClusterEnvironment(TableEnvironment):
     log_group_name: str
 
 
-class SweepEnvironment(ClusterEnvironment):
+class SweepEnvironment(ClusterEnvironment, WatchedEnvironment):
     """Of sweep_tasks."""
 
     state_machine_arn: str

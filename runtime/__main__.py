@@ -6,7 +6,6 @@ exit code: 0 done, 1 failed, 2 wrong usage, 128 + signal stopped.
 
 import os
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
@@ -16,7 +15,7 @@ from contract.metrics import MAX_ATTEMPTS
 from contract.task import TaskEnvironment
 from runtime import faults, process
 from runtime.emitter import Emitter
-from runtime.last_words import say_failed
+from runtime.last_words import say_failed, say_unexpected
 from runtime.server import run_server
 from runtime.worker import run_worker
 
@@ -42,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
         return stop.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
         if not isinstance(error, LockstepError):
-            traceback.print_exc()
+            say_unexpected(emitter)
         say_failed(emitter, error)
         return 1
     return 0

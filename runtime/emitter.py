@@ -25,6 +25,8 @@ class Emitter:
     ) -> None:
         """`attempt`: how many times this role and rank was started before."""
         self.role = role
+        self.whose = f"{study}/{experiment}"
+        """Stands in every line that is no record, as it does in every record."""
         self._identity: dict[str, Any] = {
             "study": study,
             "experiment": experiment,
@@ -48,7 +50,7 @@ class Emitter:
     def note(self, text: str) -> None:
         """Print a line for people."""
         with self._lock:
-            self._write(text)
+            self._write(f"{self.whose}: {text}")
 
     def _write(self, line: str) -> None:
         # Straight to the descriptor: nothing is buffered when the process is killed, and one call to write(2)

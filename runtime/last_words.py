@@ -5,6 +5,7 @@ Runs in both roles; knows nothing of why.
 
 import os
 import sys
+import traceback
 
 from contract.errors import LockstepError
 from contract.metrics import TaskFailed
@@ -27,7 +28,19 @@ def say_failed(emitter: Emitter, error: BaseException) -> None:
     reason = reason_of(error)
     peer = error.peer if isinstance(error, VanishedPeer) else ""
     emitter.emit(TaskFailed, reason=reason, lost_peer=peer)
-    print(f"lockstep-{emitter.role}: {reason}", file=sys.stderr, flush=True)  # noqa: T201 - for people and logs
+    _complain(emitter, reason)
+
+
+def say_unexpected(emitter: Emitter) -> None:
+    """Print the error that is being handled with its traceback: a mistake of ours."""
+    for line in traceback.format_exc().splitlines():
+        _complain(emitter, line)
+
+
+def _complain(emitter: Emitter, line: str) -> None:
+    print(  # noqa: T201 - for people and logs
+        f"lockstep-{emitter.role} {emitter.whose}: {line}", file=sys.stderr, flush=True
+    )
 
 
 def abandon(emitter: Emitter, error: LockstepError) -> None:

@@ -13,7 +13,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from contract.errors import StudyRefused
 from contract.plan import plan
 from contract.study import parse_study
-from lambdas.environment import TableEnvironment
+from lambdas.environment import PlanEnvironment
 from lambdas.plan_study.launch import launch_items
 from lambdas.table import Execution, ExperimentTable
 
@@ -30,7 +30,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         study = parse_study(event["study"])
         experiments = plan(study, study_id)
         items = launch_items(experiments)
-        table = ExperimentTable.named(TableEnvironment.read().table_name)
+        table = ExperimentTable.named(PlanEnvironment.read().table_name)
         table.put_plan(study_id, event["study"], experiments, execution)
         completed = table.completed(study_id)
     except StudyRefused as refusal:

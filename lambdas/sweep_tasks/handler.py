@@ -15,7 +15,9 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.plan import study_of_group
+from contract.watching import TASKS_SWEPT
 from lambdas.environment import SweepEnvironment
+from lambdas.metrics import emit
 from lambdas.sweep_tasks.executions import EndedExecution
 from lambdas.sweep_tasks.sweep import Sweep
 from lambdas.tasks import Task
@@ -34,7 +36,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
     ExceptionGroup of what went wrong, after every study had its turn.
     """
     deadline = time.monotonic() + context.get_remaining_time_in_millis() / 1000 - RESERVE_SECONDS
-    sweep = Sweep.of(SweepEnvironment.read(), deadline)
+    environment = SweepEnvironment.read()
+    sweep = Sweep.of(environment, deadline)
     by_study = _by_study(sweep.tasks.running())
     failures: list[Exception] = []
     open_studies = set[str]()
@@ -53,6 +56,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
             done = sweep.conclude(study_id, execution, is_open=study_id in open_studies)
             logger.info("swept", study_id=study_id, status=execution.status, done=done)
             left += not done
+    if sweep.stopped:  # a number that is sent costs for its hour, one that is not counts as 0
+        emit(environment.stack_name, [(TASKS_SWEPT, float(sweep.stopped))])
     if failures:
         raise ExceptionGroup(f"not everything could be swept: {len(failures)} failed", failures)
     return {"stopped": sweep.stopped, "left": left}

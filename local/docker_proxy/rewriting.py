@@ -15,6 +15,16 @@ CLOUD_LABEL = "lockstep.cloud"
 ADDRESS_VARIABLE = "TASK_ADDRESS"
 """Where the runtime is told the address to serve at; see local/engine/containers.py."""
 
+CONFINED: Mapping[str, Any] = {
+    "ReadonlyRootfs": True,
+    "CapDrop": ["ALL"],
+    "Tmpfs": {"/tmp": "mode=1777"},  # noqa: S108 - inside the container
+}
+"""What the stack's task definitions say of a container and the emulator does not pass on.
+
+A mount on /tmp goes before the image's volume there, which would be left behind.
+"""
+
 # What means something in a network of the container's own only; the engine refuses some of it beside "host".
 _NETWORK_SETTINGS = {
     "ExposedPorts",
@@ -42,7 +52,8 @@ class NotAContainer(ValueError):
 def container(body: bytes, *, address: str, cloud: str) -> bytes:
     """The create request's body for a container of `cloud` in the host's network, with an own loopback `address`.
 
-    Everything that has nothing to do with the network stays as it was asked for. Raises NotAContainer.
+    It is confined as on AWS; everything else that has nothing to do with the network stays as it was asked for.
+    Raises NotAContainer.
     """
     try:
         wanted = json.loads(body)
@@ -52,6 +63,7 @@ def container(body: bytes, *, address: str, cloud: str) -> bytes:
         raise NotAContainer("invalid JSON: a container is an object")
     document: dict[str, Any] = {k: v for k, v in wanted.items() if k not in _NETWORK_SETTINGS}
     host_config = {k: v for k, v in (wanted.get("HostConfig") or {}).items() if k not in _NETWORK_HOST_CONFIG}
+    host_config |= CONFINED
     host_config["NetworkMode"] = "host"
     # The emulator reads logs back from the engine, which not every default of an engine allows.
     host_config["LogConfig"] = {"Type": "json-file", "Config": {}}

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,17 +13,20 @@ import pytest
 
 import statemachine
 from tests.infrastructure.asl import states
-from tests.infrastructure.conftest import REPOSITORY, Assembly
+from tests.infrastructure.conftest import CHOICES, REPOSITORY, Assembly
 
 
 @pytest.fixture(scope="module")
-def findings(assembly: Assembly, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What cfn-lint says of the template, of one that it can check in full, and of one that is broken."""
+def findings(
+    synthesized: Callable[[str], Assembly], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[str]]:
+    """What cfn-lint says of every choice's template, of one that it can check in full, and of one that is broken."""
+    default = synthesized("default").template
     folder = tmp_path_factory.mktemp("lint")
     templates = {
-        "template": assembly.template,
-        "checkable": _with_definition(assembly.template, _fixed_numbers),
-        "broken": _with_definition(assembly.template, _task_without_resource),
+        **{choice: synthesized(choice).template for choice in CHOICES},
+        "checkable": _with_definition(default, _fixed_numbers),
+        "broken": _with_definition(default, _task_without_resource),
     }
     for name, template in templates.items():
         (folder / f"{name}.json").write_text(json.dumps(template))
@@ -79,8 +83,9 @@ def _task_without_resource(definition: dict[str, Any]) -> None:
     del definition["States"]["PublishReport"]["Resource"]
 
 
-def test_the_template_is_clean(findings: dict[str, list[str]]) -> None:
-    assert findings["template"] == []
+@pytest.mark.parametrize("choice", CHOICES)
+def test_the_template_is_clean(findings: dict[str, list[str]], choice: str) -> None:
+    assert findings[choice] == []
 
 
 def test_the_state_machine_is_clean_without_the_exception(findings: dict[str, list[str]]) -> None:

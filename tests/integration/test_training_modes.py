@@ -253,7 +253,8 @@ def test_a_task_that_cannot_start_says_why_in_one_line(
         running.server.process.kill()
     [failure] = worker.records(TaskFailed)
     assert failure.reason.startswith(reason)
-    assert worker.errors == f"lockstep-worker: {failure.reason}\n"
+    whose = f"{failure.study}/{failure.experiment}"
+    assert worker.errors == f"lockstep-worker {whose}: {failure.reason}\n"
 
 
 @pytest.mark.parametrize(

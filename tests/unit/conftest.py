@@ -11,6 +11,7 @@ from lambdas.table import Execution, ExperimentTable
 from tests.unit.fake_ecs import CLUSTER, FakeEcs
 
 TABLE, BUCKET, LOG_GROUP = "lockstep-table", "lockstep-results", "lockstep-tasks"
+STACK = "Lockstep"
 EXECUTION = Execution(
     "arn:aws:states:us-east-1:123456789012:execution:lockstep:study-1", "2026-03-01T12:00:00Z"
 )
@@ -48,6 +49,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.setenv("TABLE_NAME", TABLE)
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
     monkeypatch.setenv("CLUSTER_ARN", CLUSTER)
+    monkeypatch.setenv("STACK_NAME", STACK)
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
     with mock_aws(config={"core": {"reset_boto3_session": False}}):

@@ -36,7 +36,7 @@ def rewritten(asked: object) -> dict[str, Any]:
     return document
 
 
-def test_a_container_gets_the_hosts_network_and_an_address_and_keeps_the_rest() -> None:
+def test_a_container_gets_the_hosts_network_and_an_address_is_confined_and_keeps_the_rest() -> None:
     assert rewritten(ASKED) == {
         "Image": "registry/runtime:1",
         "Cmd": ["worker"],
@@ -45,6 +45,9 @@ def test_a_container_gets_the_hosts_network_and_an_address_and_keeps_the_rest() 
         "HostConfig": {
             "NetworkMode": "host",
             "Privileged": False,
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "Tmpfs": {"/tmp": "mode=1777"},  # noqa: S108 - inside the container
             "LogConfig": {"Type": "json-file", "Config": {}},
         },
     }

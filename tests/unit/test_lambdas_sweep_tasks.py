@@ -18,7 +18,7 @@ from contract.table import Status
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import Execution, ExperimentTable
 from lambdas.verdict import Verdict
-from tests.unit.conftest import LOG_GROUP, TABLE, FunctionContext
+from tests.unit.conftest import LOG_GROUP, STACK, TABLE, FunctionContext
 from tests.unit.fake_ecs import FakeEcs, FakeTask, ended
 
 DOCUMENT = {"matrix": {"workers": [2]}}
@@ -523,3 +523,17 @@ def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) ->
     ecs.add(FakeTask("family:somebody", "server"), FakeTask("", "server"))
     assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
     assert len(ecs.running()) == 2
+
+
+@pytest.mark.usefixtures("table")
+def test_stopped_tasks_are_counted_where_there_were_any(
+    ecs: FakeEcs, executions: Executions, context: LambdaContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number that is not sent costs nothing."""
+    (one, _) = executions.start("stopped-1")
+    ecs.add(*tasks_of(one))
+    call(executions.abort("stopped-1"), context)
+    (counted,) = (line for line in map(json.loads, capsys.readouterr().out.splitlines()) if "_aws" in line)
+    assert (counted["stack"], counted["TasksSwept"]) == (STACK, [3.0])
+    call(SCHEDULED, context)
+    assert "_aws" not in capsys.readouterr().out
