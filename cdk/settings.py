@@ -59,6 +59,8 @@ class Settings(BaseModel):
     """That VPC's subnets for tasks."""
     alarm_email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")] | None = None
     """Who is told of alarms."""
+    dataset_mirror: Annotated[str, Field(pattern=r"^https?://[^\s]*[^\s/]$")] | None = None
+    """Where data sets are downloaded from, in place of torchvision's own places."""
     vcpu_quota: Annotated[float, Field(gt=0)] | None = None
     """Fargate vCPUs that studies may use; by default Service Quotas is asked."""
     prices: Annotated[str, BeforeValidator(_as_json)] = ""

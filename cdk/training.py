@@ -74,8 +74,8 @@ class Training(Construct):
         )
         self.server = self._task_definition("server", {"CHECKPOINT_LOCATION": checkpoint_location})
         self.worker = self._task_definition("worker", {})
-        mirror = (self.node.try_get_context("dataset_mirror") or "").rstrip("/")
-        self.prepare = self._task_definition("prepare", {"DATASET_MIRROR": mirror} if mirror else {})
+        mirror = {"DATASET_MIRROR": settings.dataset_mirror} if settings.dataset_mirror else {}
+        self.prepare = self._task_definition("prepare", mirror)
 
     @property
     def task_definitions(self) -> list[ecs.FargateTaskDefinition]:

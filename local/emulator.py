@@ -13,6 +13,7 @@ import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
+from local.emulation.decisions import FILE as DECISIONS
 from local.processes import ProcessFailed, free_port, spawn, stop, tail
 
 REGION = "us-east-1"
@@ -86,6 +87,9 @@ def _environment(state: Path, port: int, docker_host: str, host_name: str) -> di
         "MINISTACK_REGION": REGION,
         "DOCKER_HOST": docker_host,
         "HOSTNAME": host_name,
+        # IAM is enforced, as on AWS; only the credentials above may do anything, as the account itself may.
+        "AUTH": "true",
+        **{name: os.environ[name] for name in (DECISIONS,) if name in os.environ},
         "IOT_MTLS_ENABLED": "0",
         "SFTP_ENABLED": "0",
         # A function process each: without a bound, a machine that falls behind with metric lines starts hundreds and

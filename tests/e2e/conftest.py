@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from local.cloud import Cloud, start_cloud
-from tests.e2e.machine import client, until
+from tests.e2e.machine import await_end, start_study
 
 
 @pytest.fixture(scope="session")
@@ -24,11 +25,7 @@ def start(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
     """Start a study by the state machine alone; returns the execution's ARN."""
 
     def start_execution(document: dict[str, Any], suffix: str = "") -> str:
-        name = f"{request.node.name[:60]}{suffix}"
-        started: dict[str, str] = client(cloud, "stepfunctions").start_execution(
-            stateMachineArn=cloud.outputs["StateMachineArn"], name=name, input=json.dumps(document)
-        )
-        return started["executionArn"]
+        return start_study(cloud, f"{request.node.name[:60]}{suffix}", document)
 
     return start_execution
 
@@ -36,18 +33,7 @@ def start(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
 @pytest.fixture
 def ended(cloud: Cloud) -> Callable[..., dict[str, Any]]:
     """Wait for the end of an execution; returns its description."""
-
-    def await_end(execution_arn: str, patience_seconds: float = 120) -> dict[str, Any]:
-        states = client(cloud, "stepfunctions")
-
-        def description() -> dict[str, Any] | None:
-            described: dict[str, Any] = states.describe_execution(executionArn=execution_arn)
-            return described if described["status"] != "RUNNING" else None
-
-        result: dict[str, Any] = until(description, patience_seconds, f"the end of {execution_arn}")
-        return result
-
-    return await_end
+    return partial(await_end, cloud)
 
 
 @pytest.fixture

@@ -102,6 +102,26 @@ def client(cloud: Cloud, service: Any) -> Any:
     )
 
 
+def start_study(cloud: Cloud, name: str, document: dict[str, Any]) -> str:
+    """Start a study by the state machine alone; the execution's ARN."""
+    started: dict[str, str] = client(cloud, "stepfunctions").start_execution(
+        stateMachineArn=cloud.outputs["StateMachineArn"], name=name, input=json.dumps(document)
+    )
+    return started["executionArn"]
+
+
+def await_end(cloud: Cloud, execution_arn: str, patience_seconds: float = 120) -> dict[str, Any]:
+    """The description of an execution that has ended."""
+    states = client(cloud, "stepfunctions")
+
+    def description() -> dict[str, Any] | None:
+        described: dict[str, Any] = states.describe_execution(executionArn=execution_arn)
+        return described if described["status"] != "RUNNING" else None
+
+    ended: dict[str, Any] = until(description, patience_seconds, f"the end of {execution_arn}")
+    return ended
+
+
 def study_of(arn: str) -> str:
     """The study that an execution runs."""
     return arn.rsplit(":", 1)[1]

@@ -358,3 +358,17 @@ def test_the_state_machine_never_reads_what_lets_workers_in(machine: dict[str, A
     assert "STUDY#" in text
     assert server_partition("", "").removesuffix("/") not in text
     assert SERVER_TOKEN not in text
+
+
+def test_each_role_can_be_assumed_by_the_service_that_uses_it_alone(assembly: Assembly) -> None:
+    _, machine = assembly.only("AWS::StepFunctions::StateMachine")
+    users = {str(machine["RoleArn"]): "states.amazonaws.com"}
+    users |= {str(function["Role"]): "lambda.amazonaws.com" for function in assembly.functions().values()}
+    for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
+        for key in ("TaskRoleArn", "ExecutionRoleArn"):
+            users[str(definition["Properties"][key])] = "ecs-tasks.amazonaws.com"
+    trust = {}
+    for logical_id, role in assembly.resources("AWS::IAM::Role").items():
+        (statement,) = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]
+        trust[str({"Fn::GetAtt": [logical_id, "Arn"]})] = statement["Principal"]["Service"]
+    assert trust == users
