@@ -13,6 +13,7 @@ from aws_cdk import aws_stepfunctions as sfn
 from constructs import Construct
 
 import statemachine
+from cdk.acknowledgements import acknowledge_wildcards
 from cdk.training import Training
 
 
@@ -93,6 +94,9 @@ class Workflow(Construct):
         arn = self.state_machine.state_machine_arn
         statement = iam.PolicyStatement(actions=list(actions), resources=[arn, f"{arn}/*"])
         iam.Policy(self, policy_id, roles=[role], statements=[statement])
+        acknowledge_wildcards(
+            cdk.Stack.of(self), {f"{arn}/*": "the labels of the state machine's own Distributed Maps"}
+        )
 
     def _grant_own_executions(self) -> None:
         """What a Distributed Map needs: it starts, watches, stops and redrives executions of its own state machine.
@@ -100,6 +104,14 @@ class Workflow(Construct):
         Source: Step Functions Developer Guide, IAM policies for using Distributed Map states.
         """
         name = self.state_machine.state_machine_name
+        own, children = self._executions(f"{name}:*"), self._executions(f"{name}/*:*")
+        acknowledge_wildcards(
+            cdk.Stack.of(self),
+            {
+                own: "users name executions, of this one state machine",
+                children: "AWS names those of a Map's items",
+            },
+        )
         iam.Policy(
             self,
             "OwnExecutions",
@@ -110,11 +122,9 @@ class Workflow(Construct):
                 ),
                 iam.PolicyStatement(
                     actions=["states:DescribeExecution", "states:StopExecution"],
-                    resources=[self._executions(f"{name}:*")],
+                    resources=[own],
                 ),
-                iam.PolicyStatement(
-                    actions=["states:RedriveExecution"], resources=[self._executions(f"{name}/*:*")]
-                ),
+                iam.PolicyStatement(actions=["states:RedriveExecution"], resources=[children]),
             ],
         )
 
