@@ -234,6 +234,18 @@ def test_an_injected_network_takes_its_time(mode: str, tmp_path: Path) -> None:
         assert summary.transport == "tcp"
 
 
+def test_one_worker_may_have_a_slow_link(tmp_path: Path) -> None:
+    settings = {"SERVER_MODE": "async", "BATCH_SIZE": 170, "EPOCHS": 1}
+    settings["NETWORK_WORKERS"] = '[{"rank": 1, "bandwidth_mbit_per_second": 16}]'
+    with experiment(tmp_path, 2, **settings) as running:
+        finish(running)
+        fast, slow = summaries(running)
+    assert slow.injected_network_seconds >= (4 * 2 + 1) * DIGITS * 4 * 8 / 16e6 * 0.99
+    assert fast.injected_network_seconds == 0
+    # And in nothing else do they differ
+    assert (fast.transport, slow.transport) == ("tcp", "tcp")
+
+
 def cuts_for(most: int) -> list[int]:
     """After how many bytes the first connections break: at any point of HELLO, of a block, or of an answer."""
     chance = random.Random(most)
