@@ -1,15 +1,17 @@
-"""Errors of functions under their own names, where MiniStack calls them all `Runtime.HandlerError`.
+"""Errors of functions under their own names, where MiniStack calls them all `Runtime.HandlerError`, or unknown.
 
 Source: Lambda Developer Guide, handling errors in Python functions: `errorType` is the name of the exception's class.
 Step Functions takes it for the error's name, by which states retry and catch.
 """
 
+import json
 import re
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 from ministack.services import lambda_svc
+from ministack.services import stepfunctions as interpreter
 
 _UNNAMED = "Runtime.HandlerError"
 _RAISED = re.compile(r"^(?:\w+\.)*(\w+)(?=:|$)", re.MULTILINE)
@@ -19,6 +21,7 @@ _RAISED = re.compile(r"^(?:\w+\.)*(\w+)(?=:|$)", re.MULTILINE)
 def install() -> None:
     """Have MiniStack answer with the names of errors."""
     lambda_svc._execute_function_warm = naming_errors(lambda_svc._execute_function_warm)
+    interpreter._call_lambda = naming_throttles(interpreter._call_lambda)
 
 
 def naming_errors(execute: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -41,3 +44,29 @@ def raised(log: str) -> str | None:
     _, traceback, lines = log.rpartition("Traceback (most recent call last):\n")
     found = _RAISED.search(lines) if traceback else None
     return found[1] if found else None
+
+
+def naming_throttles(call: Callable[..., Any]) -> Callable[..., Any]:
+    """A call that was refused because too many functions ran is `Lambda.TooManyRequestsException` to states.
+
+    Source: Step Functions Developer Guide, handle transient Lambda service exceptions.
+    """
+
+    @wraps(call)
+    def call_lambda(*arguments: Any) -> Any:
+        try:
+            return call(*arguments)
+        except interpreter._ExecutionError as error:
+            if error.error == "Lambda.Unknown" and _is_throttle(error.cause):
+                raise interpreter._ExecutionError("Lambda.TooManyRequestsException", error.cause) from error
+            raise
+
+    return call_lambda
+
+
+def _is_throttle(cause: str) -> bool:
+    try:
+        document = json.loads(cause)
+    except ValueError:
+        return False
+    return isinstance(document, dict) and document.get("__type") == "TooManyRequestsException"

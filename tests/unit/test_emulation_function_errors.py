@@ -1,11 +1,13 @@
 """The embedded cloud tells a function's error by the name of its class, as Lambda does."""
 
+import json
 import traceback
 
 import pytest
+from ministack.services import stepfunctions as interpreter
 
 from contract.errors import StudyFailed
-from local.emulation.function_errors import naming_errors, raised
+from local.emulation.function_errors import naming_errors, naming_throttles, raised
 
 
 def traceback_of(error: Exception, cause: Exception | None = None) -> str:
@@ -46,3 +48,19 @@ def test_only_unnamed_errors_are_named() -> None:
         {"body": "text", "log": log},
     ):
         assert naming_errors(lambda answer=answer: answer)() == answer
+
+
+def test_a_throttled_call_has_the_name_that_states_retry() -> None:
+    throttled = json.dumps(
+        {"__type": "TooManyRequestsException", "Reason": "ConcurrentInvocationLimitExceeded"}
+    )
+
+    def call(cause: str) -> None:
+        raise interpreter._ExecutionError("Lambda.Unknown", cause)
+
+    with pytest.raises(interpreter._ExecutionError, match=r"^Lambda\.TooManyRequestsException: "):
+        naming_throttles(call)(throttled)
+    for cause in ("out of memory", '{"__type": "ServiceException"}', "[]"):
+        with pytest.raises(interpreter._ExecutionError, match=r"^Lambda\.Unknown: "):
+            naming_throttles(call)(cause)
+    assert naming_throttles(lambda: "answer")() == "answer"
