@@ -37,10 +37,11 @@ class _Untitled(GenerateJsonSchema):
 def study_schema() -> dict[str, Any]:
     """The schema: fields as pydantic knows them, and the rules between fields."""
     schema = Study.model_json_schema(schema_generator=_Untitled)
-    schema["$defs"]["TaskSize"]["anyOf"] = [
-        {"properties": {"cpu": {"const": cpu}, "memory": {"enum": list(sizes)}}}
-        for cpu, sizes in FARGATE_MEMORY.items()
-    ]
+    for size in ("TaskSize", "WorkerSize"):
+        schema["$defs"][size]["anyOf"] = [
+            {"properties": {"cpu": {"const": cpu}, "memory": {"enum": list(sizes)}}}
+            for cpu, sizes in FARGATE_MEMORY.items()
+        ]
     schema["$defs"]["Training"]["allOf"] = [
         *_what_fits_datasets(),
         *belonging_schema(Training, TRAINING_RULES),
