@@ -66,7 +66,7 @@ docs/aws-unverified.md says how to measure it.
 """
 
 EMBEDDED: Final = Overheads(
-    provisioning=0.3, pull=0.0, start=0.5, rendezvous=1.0, step=0.004, peer=0.0008, end=0.7
+    provisioning=0.3, pull=0.0, start=0.3, rendezvous=0.5, step=0.003, peer=0.0006, end=0.4
 )
 """Measured in the embedded cloud on 2 cores: tasks are forked, and the state machine looks once a second."""
 
