@@ -1,6 +1,6 @@
-"""Acknowledgements: findings of cdk-nag that stay as they are, each with its reason.
+"""Acknowledgements: findings of cdk-nag and checkov that stay as they are, each with its reason.
 
-cdk-nag itself runs in the tests alone.
+Both run in the tests alone. What checkov finds everywhere is answered in .checkov.yaml.
 """
 
 import json
@@ -10,13 +10,21 @@ from typing import Any
 import aws_cdk as cdk
 from constructs import IConstruct
 
+_CHECKOV = "CKV"
+
 
 def acknowledge(construct: IConstruct, findings: Mapping[str, str]) -> None:
-    """Answer findings (rule → reason) of `construct` and of what is inside it.
+    """Answer findings (rule → reason): cdk-nag's of `construct` and of what is inside it, checkov's of its resource.
 
     By metadata: `Validations.acknowledge` refuses the names of findings that tell what they found
-    (`AwsSolutions-IAM5[Resource::*]`).
+    (`AwsSolutions-IAM5[Resource::*]`). Checkov reads that of the template.
     """
+    if skipped := [
+        {"id": rule, "comment": why} for rule, why in findings.items() if rule.startswith(_CHECKOV)
+    ]:
+        resource = construct.node.default_child
+        assert isinstance(resource, cdk.CfnResource)  # noqa: S101 - tells the type checker what CDK made
+        resource.add_metadata("checkov", {"skip": skipped})
     for rule, reason in findings.items():
         construct.node.add_metadata(cdk.Validations.ACKNOWLEDGED_RULES_METADATA_KEY, {rule: reason})
 

@@ -9,17 +9,15 @@ from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
 from cdk.acknowledgements import acknowledge_wildcards
-from cdk.alarms import Alarms
-from cdk.dashboard import Dashboard
 from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.observation import Observation
 from cdk.planning import let_it_ask, planning_environment
 from cdk.settings import Settings
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
-from cdk.undelivered import Undelivered
 from cdk.watching import Watching
 from cdk.workflow import Workflow, cluster_tasks
 from contract import table as keys
@@ -67,7 +65,14 @@ class LockstepStack(cdk.Stack):
         self._let_workers_read_datasets()
         self._let_datasets_be_prepared()
         self._let_servers_keep_checkpoints()
-        self._let_people_watch()
+        Observation(
+            self,
+            "Observation",
+            cluster=self.training.cluster,
+            state_machine=self.workflow.state_machine,
+            functions=self.functions.by_name,
+            email=settings.alarm_email,
+        )
         self._answer_for_wildcards()
         self._add_outputs()
 
@@ -207,30 +212,6 @@ class LockstepStack(cdk.Stack):
         state_machine.grant(stop, "states:ListExecutions")
         state_machine.grant_execution(stop, "states:StopExecution")
         Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training])
-
-    def _let_people_watch(self) -> None:
-        """Dashboard and alarms; and what functions gave up that no state waits for."""
-        undelivered = Undelivered(self, "Undelivered")
-        for name in ("ingest_metrics", "sweep_tasks"):
-            undelivered.keep_failures_of(self.functions.by_name[name])
-        state_machine, functions = self.workflow.state_machine, self.functions.by_name
-        alarms = Alarms(
-            self,
-            "Alarms",
-            state_machine=state_machine,
-            functions=functions,
-            undelivered=undelivered.queue,
-            email=self._settings.alarm_email,
-        )
-        Dashboard(
-            self,
-            "Dashboard",
-            cluster=self.training.cluster,
-            state_machine=state_machine,
-            functions=functions,
-            undelivered=undelivered.queue,
-            alarms=alarms.all,
-        )
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
