@@ -40,7 +40,7 @@ BUDGETS = {
     "push-pull": (_Budget(9, 0.5, 17), _Budget(3, 0.3, 5)),
     "parts": (_Budget(0, 0, 0), _Budget(0, 0, 0)),
     "epoch": (_Budget(9, 0, 6), _Budget(3, 0, 2)),
-    "instrumentation": (_Budget(120, 0, 0), _Budget(10, 0, 0)),
+    "instrumentation": (_Budget(200, 0, 0), _Budget(10, 0, 0)),
     "blocks": (_Budget(9, 0.3, 2), _Budget(3, 0.1, 0.5)),
     "memory": (_Budget(4, 0, 0), _Budget(2, 0, 0)),
     "compression": (_Budget(5, 0, 5), _Budget(3, 0, 0.5)),

@@ -26,8 +26,8 @@ DEAREST_INSTRUMENTATION: Final = 0.01
 MOST_MODELS: Final = 6.0
 """Of the server's own memory, above the idle process."""
 
-MOST_QUEUED_MODELS: Final = 1.0
-"""That more steps may add: a queue without a bound adds models."""
+MOST_GROWTH: Final = 1.25
+"""Of that memory, with more steps: what queues up without a bound grows as they do."""
 
 SHORTER: Final = 3.0
 """Times that compression must make an epoch shorter."""
@@ -200,17 +200,15 @@ def _memory(rows: Rows) -> Iterator[Demand]:
     demanded = f"≤ {MOST_MODELS:g} models"
     large = [row for row in rows if row["parameters"] == SIZES["11.2M"]]
     size = bytes_text(4 * SIZES["11.2M"])
-    queued = f"< {MOST_QUEUED_MODELS:g} model more with more steps"
+    queued = f"≤ {MOST_GROWTH:g} × the memory with more steps"
     if not large:
         yield _not_measured(f"server's own memory, {size}", demanded)
         yield _not_measured("no queue without a bound", queued)
         return
     for row in large:
         most = max(row["private"], row["longer_private"])
-        codec = "" if row["compression"] == "none" else f", {row['compression']}"
         yield Demand(
-            f"server's own memory, {workers_text(row['workers'])} × {size},"
-            f" {row['mode']}, {row['transport']}{codec}",
+            f"server's own memory, {workers_text(row['workers'])} × {size}, {_way(row)}",
             demanded,
             f"{most:.1f} models",
             most <= MOST_MODELS,
@@ -219,15 +217,19 @@ def _memory(rows: Rows) -> Iterator[Demand]:
     yield Demand(
         "no queue without a bound",
         queued,
-        f"at most {_grown(worst):.2f} models ({worst['mode']}, {worst['transport']},"
-        f" {worst['longer_steps'] // worst['steps']} times the steps)",
-        _grown(worst) < MOST_QUEUED_MODELS,
+        f"{_grown(worst):.2f} × with {worst['longer_steps'] // worst['steps']} times the steps ({_way(worst)})",
+        _grown(worst) <= MOST_GROWTH,
     )
 
 
 def _grown(row: Mapping[str, Any]) -> float:
-    grown: float = row["longer_private"] - row["private"]
+    grown: float = row["longer_private"] / row["private"]
     return grown
+
+
+def _way(row: Mapping[str, Any]) -> str:
+    codec = "" if row["compression"] == "none" else f", {row['compression']}"
+    return f"{row['mode']}, {row['transport']}{codec}"
 
 
 def _compression(rows: Rows) -> Iterator[Demand]:

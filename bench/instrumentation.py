@@ -18,7 +18,7 @@ from rich.console import Console
 
 from bench.case import SIZES, Case, Variant
 from bench.costs import SUMS, cost_of_step, measured_costs
-from bench.harness import median_interval, pilot_updates, rounded
+from bench.harness import median_interval, pilot_updates, rounded, shuffled
 from bench.machine import machine
 from bench.processes import Processes
 from bench.substitution import Instrumentation, Measuring, turn_by_epoch
@@ -73,11 +73,14 @@ class Laps:
 
 
 def plan_of(pairs: int) -> list[Measuring]:
-    """On, off, off, on …: in half of the pairs either comes first. A lap in which is counted comes last."""
+    """On and off by pairs: in half of them either comes first. A lap in which is counted comes last.
+
+    Which half is drawn: what comes round in step with the laps would else fall on one of them alone.
+    """
     plan: list[Measuring] = []
-    for number in range(pairs):
+    for off_first in shuffled([number % 2 for number in range(pairs)], seed=pairs):
         pair = [Measuring.ON, Measuring.OFF]
-        plan += reversed(pair) if number % 2 else pair
+        plan += reversed(pair) if off_first else pair
     return [*plan, Measuring.COUNTED]
 
 

@@ -23,6 +23,7 @@ from runtime.optimizer import MomentumSGD
 from runtime.parameters import count_non_finite, memory_of
 
 REPEATS: Final = 9
+REPEAT_SECONDS: Final = 0.05
 TIMEOUT_SECONDS: Final = 60.0
 
 
@@ -84,5 +85,5 @@ def _seconds(call: Callable[..., object], blocks: Sequence[tuple[Any, ...]]) -> 
             call(*arguments)
 
     number, took = timeit.Timer(once).autorange()
-    a_tenth = max(round(number * 0.1 / took), 1)
-    return rounded(min(timeit.repeat(once, number=a_tenth, repeat=REPEATS)) / a_tenth)
+    fewer = max(round(number * REPEAT_SECONDS / took), 1)
+    return rounded(min(timeit.repeat(once, number=fewer, repeat=REPEATS)) / fewer)

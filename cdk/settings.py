@@ -3,6 +3,7 @@
 Runs at synth time, first. Pure: knows no aws_cdk; what is not said here has one way.
 """
 
+import json
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,6 +12,7 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from contract.errors import Refused
+from contract.prices import US_EAST_1, PricesRefused, overridden
 from contract.problems import problems_of
 
 ECR_IMAGE: Final = re.compile(
@@ -28,6 +30,11 @@ class SettingsRefused(Refused):
 def _listed(value: object) -> object:
     """The command line has no lists: there, commas stand between the items."""
     return [item.strip() for item in value.split(",")] if isinstance(value, str) else value
+
+
+def _as_json(value: object) -> str:
+    """The command line gives a text, cdk.json an object."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 class Settings(BaseModel):
@@ -52,6 +59,12 @@ class Settings(BaseModel):
     """That VPC's subnets for tasks."""
     alarm_email: Annotated[str, Field(pattern=r"^[^@\s]+@[^@\s]+\.[^@\s]+$")] | None = None
     """Who is told of alarms."""
+    dataset_mirror: Annotated[str, Field(pattern=r"^https?://[^\s]*[^\s/]$")] | None = None
+    """Where data sets are downloaded from, in place of torchvision's own places."""
+    vcpu_quota: Annotated[float, Field(gt=0)] | None = None
+    """Fargate vCPUs that studies may use; by default Service Quotas is asked."""
+    prices: Annotated[str, BeforeValidator(_as_json)] = ""
+    """Prices that differ from the dated table's, as JSON."""
 
     @classmethod
     def from_context(cls, context: Mapping[str, Any]) -> Self:
@@ -84,6 +97,10 @@ class Settings(BaseModel):
                 f"image: {self.image} cannot be pulled without a way to the internet; with network private"
                 " it must be in ECR, or vpc_id name a VPC that has a way"
             )
+        try:
+            overridden(US_EAST_1, self.prices)
+        except PricesRefused as refused:
+            problems += [f"prices: {problem}" for problem in refused.problems]
         return problems
 
 

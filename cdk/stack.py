@@ -15,6 +15,7 @@ from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.ingestion import Ingestion
 from cdk.network import Network
+from cdk.planning import let_it_ask, planning_environment
 from cdk.settings import Settings
 from cdk.storage import CHECKPOINTS, Storage
 from cdk.training import Training
@@ -64,6 +65,7 @@ class LockstepStack(cdk.Stack):
         self._add_deletion()
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
+        self._let_datasets_be_prepared()
         self._let_servers_keep_checkpoints()
         self._let_people_watch()
         self._answer_for_wildcards()
@@ -86,10 +88,14 @@ class LockstepStack(cdk.Stack):
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
-            environment=self._environment(CPU_ARCHITECTURE=self._settings.cpu_architecture),
+            environment=self._environment(
+                **planning_environment(self._settings, self._on_aws),
+                DATASETS_LOCATION=self.storage.datasets_location,
+            ),
             timeout_seconds=60,
         )
         table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
+        let_it_ask(self, plan, self._on_aws)
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
@@ -248,12 +254,30 @@ class LockstepStack(cdk.Stack):
         )
 
     def _let_workers_read_datasets(self) -> None:
-        """Workers read the data sets that users put beside their studies."""
+        """Workers read data sets, and write none."""
         self.training.worker.task_role.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=["s3:GetObject"], resources=[self.storage.bucket.arn_for_objects(f"{DATASETS}/*")]
             )
         )
+
+    def _let_datasets_be_prepared(self) -> None:
+        """One task lists, reads and writes data sets below their prefix, and writes how it went."""
+        role, bucket = self.training.prepare.task_role, self.storage.bucket
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:ListBucket"],
+                resources=[bucket.bucket_arn],
+                conditions={"StringLike": {"s3:prefix": [f"{DATASETS}/*"]}},
+            )
+        )
+        role.add_to_principal_policy(
+            iam.PolicyStatement(
+                actions=["s3:GetObject", "s3:PutObject"],
+                resources=[bucket.arn_for_objects(f"{DATASETS}/*")],
+            )
+        )
+        self._grant_rows(role, "dynamodb:PutItem", keys.dataset_partition("*"))
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
@@ -340,6 +364,7 @@ class LockstepStack(cdk.Stack):
             "BucketName": self.storage.bucket.bucket_name,
             "ClusterArn": self.training.cluster.cluster_arn,
             "LogGroupName": self.training.log_group.log_group_name,
+            "PlanFunctionName": self.functions.by_name["plan_study"].function_name,
             "StartCommand": f"aws stepfunctions start-execution --state-machine-arn {state_machine_arn} --input '{{}}'",
         }.items():
             cdk.CfnOutput(self, name, value=value)

@@ -12,6 +12,7 @@ from aws_cdk import aws_s3 as s3
 from constructs import Construct
 
 from cdk.acknowledgements import acknowledge
+from contract.results import DATASETS
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
 
 CHECKPOINTS: Final = "checkpoints"
@@ -71,3 +72,8 @@ class Storage(Construct):
     def checkpoint_location(self) -> str:
         """Where servers keep checkpoints whose study does not say where."""
         return f"s3://{self.bucket.bucket_name}/{CHECKPOINTS}"
+
+    @property
+    def datasets_location(self) -> str:
+        """Below which data sets are kept, one prefix each."""
+        return f"s3://{self.bucket.bucket_name}/{DATASETS}"

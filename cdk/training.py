@@ -1,4 +1,4 @@
-"""Training: the cluster and the two task definitions, server and worker, of the one image.
+"""Training: the cluster and the three task definitions, server, worker and prepare, of the one image.
 
 Sizes and settings come with each RunTask as overrides, which go before what a task definition says; no task
 definition changes from study to study.
@@ -74,11 +74,13 @@ class Training(Construct):
         )
         self.server = self._task_definition("server", {"CHECKPOINT_LOCATION": checkpoint_location})
         self.worker = self._task_definition("worker", {})
+        mirror = {"DATASET_MIRROR": settings.dataset_mirror} if settings.dataset_mirror else {}
+        self.prepare = self._task_definition("prepare", mirror)
 
     @property
     def task_definitions(self) -> list[ecs.FargateTaskDefinition]:
-        """Server and worker."""
-        return [self.server, self.worker]
+        """Server, worker and what prepares a data set."""
+        return [self.server, self.worker, self.prepare]
 
     def _cluster(self, vpc: ec2.IVpc) -> ecs.Cluster:
         """Container Insights costs as long as tasks run: some 50 metrics, 2 cents an hour in all."""

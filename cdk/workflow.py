@@ -60,6 +60,7 @@ class Workflow(Construct):
                 "ClusterArn": training.cluster.cluster_arn,
                 "ServerTaskDefinition": training.server.task_definition_arn,
                 "WorkerTaskDefinition": training.worker.task_definition_arn,
+                "PrepareTaskDefinition": training.prepare.task_definition_arn,
                 "Subnets": cdk.Fn.join(",", [subnet.subnet_id for subnet in subnets]),
                 "SecurityGroup": security_group.security_group_id,
                 "AssignPublicIp": "ENABLED" if assign_public_ip else "DISABLED",

@@ -1,4 +1,4 @@
-"""Verbs of the `lockstep` command: up, down, run, demo.
+"""Verbs of the `lockstep` command: up, down, plan, run, demo.
 
 Progress goes to standard error, results to standard output.
 """
@@ -17,13 +17,15 @@ import typer
 from rich.console import Console
 
 from cdk import REPOSITORY
+from cli import plan as plans
 from cli import results
 from cli import study as study_runs
-from cli.deployment import AWS_ERRORS, Deployment
+from cli.deployment import AWS_ERRORS, Deployment, NoDeployment
 from cli.display import ProgressDisplay
 from cli.exit_codes import ExitCode
 from cli.study import Ended, Execution
 from contract.errors import LockstepError, Refused, StudyRefused
+from contract.forecast import Forecast
 from contract.results import REPORT, SUMMARY_TEXT, study_prefix
 from contract.study import Study, parse_study
 from local.cloud import STATE, Cloud, Engine, owned, prune_runs, run_state, start_cloud, supervisor_log
@@ -46,6 +48,10 @@ StudyFile = Annotated[
     Path | None, typer.Argument(help="The study, a JSON document; without one, the quick start: {}")
 ]
 Local = Annotated[bool, typer.Option("--local", help="Run on the embedded cloud of this machine.")]
+LocalPlan = Annotated[
+    bool, typer.Option("--local", help="Plan for the embedded cloud of this machine; it need not be up.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")]
 Output = Annotated[Path, typer.Option(help="Folder that results are fetched to.")]
 EngineChoice = Annotated[
     Engine | None,
@@ -110,6 +116,21 @@ def down() -> None:
 
 
 @verb
+def plan(  # noqa: PLR0917 - typer reads options from the signature
+    study: StudyFile = None,
+    local: LocalPlan = False,
+    as_json: AsJson = False,
+    profile: Profile = None,
+    region: Region = None,
+    stack_name: StackName = "Lockstep",
+) -> None:
+    """Show what a study would take, and start nothing: experiments, durations, cost and quota."""
+    document, parsed = _read(study)
+    expected = _planned(document, parsed, local, lambda: Deployment.on_aws(stack_name, profile, region))
+    _show_plan(expected, as_json=as_json)
+
+
+@verb
 def run(  # noqa: PLR0917 - typer reads options from the signature
     study: StudyFile = None,
     local: Local = False,
@@ -133,6 +154,32 @@ def run(  # noqa: PLR0917 - typer reads options from the signature
 def demo(output: Output = Path("results"), engine: EngineChoice = None) -> None:
     """Sync against async with 1, 2 and 4 workers, on the embedded cloud of this machine."""
     run(study=DEMO, local=True, output=output, engine=engine)
+
+
+def _planned(
+    document: dict[str, Any], study: Study, local: bool, on_aws: Callable[[], Deployment]
+) -> Forecast:
+    """By the deployment where there is one; otherwise by what the document says alone."""
+    try:
+        if not local:
+            return plans.plan_there(on_aws(), document)
+        if cloud := Cloud.load(UP):
+            return plans.plan_there(Deployment.embedded(cloud), document)
+        why = "no embedded cloud is up (./lockstep up)"
+    except NoDeployment as absent:
+        why = _one_line(absent)
+    return plans.plan_here(study, embedded=local, notes=[f"without quota and history: {why}"])
+
+
+def _show_plan(expected: Forecast, *, as_json: bool = False) -> None:
+    """On standard output. A study that would be refused ends the command so."""
+    if as_json:
+        typer.echo(expected.model_dump_json(indent=2))
+    else:
+        # What goes to a file or a pipe has no width of its own.
+        plans.show(expected, Console() if sys.stdout.isatty() else Console(width=120))
+    if expected.problems:
+        raise typer.Exit(ExitCode.REFUSED)
 
 
 def _read(file: Path | None) -> tuple[dict[str, Any], Study]:
@@ -177,6 +224,9 @@ def _run(deployment: Deployment, document: dict[str, Any], study: Study, output:
     if ended.error == "StudyRefused":
         _say(ended.cause)
         raise typer.Exit(ExitCode.REFUSED)
+    if study.dry_run and ended.status == "SUCCEEDED":
+        _show_plan(Forecast.model_validate_json(ended.output))
+        return
     folder = _fetch(deployment, execution, ended, output)
     if folder:
         typer.echo((folder / SUMMARY_TEXT).read_text())

@@ -36,6 +36,8 @@ class Deployment:
     cluster_arn: str
     hint: str
     """Where it is, in words."""
+    plan_function_name: str = ""
+    """Empty of a stack from before it was an output."""
     endpoint: str = ""
     """Of an embedded cloud."""
     ends_with_command: bool = False
@@ -74,6 +76,7 @@ class Deployment:
                 bucket_name=outputs["BucketName"],
                 cluster_arn=outputs["ClusterArn"],
                 hint=hint,
+                plan_function_name=outputs.get("PlanFunctionName", ""),
             )
         except KeyError as error:
             raise NoDeployment(

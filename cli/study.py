@@ -61,6 +61,8 @@ class Ended:
     status: str
     error: str
     cause: str
+    output: str = ""
+    """JSON, of one that succeeded."""
 
 
 def start(deployment: Deployment, document: dict[str, Any], study: Study) -> Execution:
@@ -106,7 +108,12 @@ def watch(
 
 
 def _ended(described: "DescribeExecutionOutputTypeDef") -> Ended:
-    return Ended(described["status"], described.get("error", ""), readable(described.get("cause", "")))
+    return Ended(
+        described["status"],
+        described.get("error", ""),
+        readable(described.get("cause", "")),
+        described.get("output", ""),
+    )
 
 
 def readable(cause: str) -> str:

@@ -87,6 +87,19 @@ SYMBOL_OF: Final = {"backup_workers": "b", "staleness_bound": "s", "k": "k", "dc
 """What each key is called in the names of experiments."""
 
 
+def quorum(mode: Mode, aggregation: Aggregation, workers: int) -> int:
+    """How many gradients make an update while all workers train: K."""
+    match mode:
+        case Mode.SYNC:
+            return workers
+        case Mode.BACKUP:
+            return workers - (aggregation.backup_workers or 0)
+        case Mode.KSYNC | Mode.KASYNC:
+            return aggregation.k or 1
+        case _:
+            return 1
+
+
 def variant(mode: Mode, aggregation: Aggregation) -> str:
     """The mode with what it is told, as a part of a name: ssp_s2, dc-asgd_lambda0_04, sync."""
     value = aggregation.value(mode)

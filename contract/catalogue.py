@@ -71,7 +71,7 @@ MODELS_FOR: Mapping[Dataset, tuple[ModelName, ...]] = {
 """Models that fit a dataset's images; the first is the default."""
 
 STORED = frozenset({Dataset.CIFAR10, Dataset.CIFAR100, Dataset.MNIST, Dataset.FASHION_MNIST})
-"""Data sets that come from a folder or an S3 prefix; the others come with the runtime."""
+"""Data sets that tasks read from S3 or a folder; the others come with the runtime."""
 
 AUGMENTED = frozenset({Dataset.CIFAR10, Dataset.CIFAR100})
 """Data sets whose images may be shifted and mirrored: a mirrored digit is another thing."""
@@ -92,10 +92,26 @@ def catalogue_problems(
     problems = {}
     if model is not None and model not in (fitting := MODELS_FOR[dataset]):
         problems["model"] = f"{model} does not fit {dataset}; choose {', '.join(fitting)}"
-    if dataset in STORED and not data:
-        problems["data"] = f"{dataset} is not built in; name its folder (/…) or s3://bucket/prefix"
     if dataset not in STORED and data:
         problems["data"] = f"{dataset} is built in; leave it out"
     if augment and dataset not in AUGMENTED:
         problems["augment"] = f"does not fit {dataset}; it is for {', '.join(sorted(AUGMENTED))}"
     return problems
+
+
+class Samples(NamedTuple):
+    """How many images there are to learn from, and to test."""
+
+    train: int
+    test: int
+
+
+SAMPLES: Mapping[Dataset, Samples] = {
+    Dataset.DIGITS: Samples(1437, 360),
+    Dataset.SYNTHETIC: Samples(2048, 512),
+    Dataset.CIFAR10: Samples(50_000, 10_000),
+    Dataset.CIFAR100: Samples(50_000, 10_000),
+    Dataset.MNIST: Samples(60_000, 10_000),
+    Dataset.FASHION_MNIST: Samples(60_000, 10_000),
+}
+"""Of the data sets as they are published; a folder may hold fewer under the same name."""

@@ -1,6 +1,6 @@
 """Compute: how long a step's computation lasts, as a study document says it.
 
-Pure. The draws are made in the worker; their moments stand here, where the laws of the report find them too.
+Pure. The draws are in `contract.draws`; their moments stand here, where the laws of the report find them too.
 """
 
 from collections.abc import Callable, Mapping

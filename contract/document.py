@@ -15,6 +15,8 @@ MAX_WORKERS: Final = 32
 MAX_SHARDS: Final = 8
 """Largest number of servers that one experiment's parameters are spread over."""
 
+S3_SCHEME: Final = "s3://"
+
 Location = Annotated[str, Field(pattern=r"^(/|s3://[a-z0-9.-]{3,63}(/|$))[^\x00-\x1f]*$", max_length=256)]
 """An absolute folder, or a bucket with or without a prefix."""
 

@@ -4,6 +4,9 @@ Used by study validation. Pure.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+CPU_UNITS_OF_A_VCPU: Final = 1024
 
 FARGATE_MEMORY: Mapping[int, Sequence[int]] = {
     256: (512, 1024, 2048),

@@ -28,6 +28,9 @@ LARGEST = 1e100
 """No measurement comes near it, and the table (up to 1e126) can hold it: one absurd number in a line must
 not keep the records beside it from being stored."""
 
+INTERVAL_SECONDS = 2.0
+"""How often the server says what it did."""
+
 MAX_ATTEMPTS = 1000
 """More often than this no task is started."""
 

@@ -6,7 +6,7 @@ Used by plan_study and by the command line; pure.
 from pydantic import BaseModel, ConfigDict
 
 from contract.aggregation import Aggregation, Mode
-from contract.catalogue import MODELS_FOR
+from contract.catalogue import MODELS_FOR, STORED
 from contract.checkpoint import Checkpointing
 from contract.compute import Compute
 from contract.exchange import Exchange
@@ -55,17 +55,24 @@ def task_group(study_id: str, experiment: str) -> str:
     return f"{study_id}/{experiment}"
 
 
+def preparation_group(study_id: str) -> str:
+    """The ECS task group of the task that prepares a study's data set: no experiment can have that name."""
+    return task_group(study_id, "_dataset")
+
+
 def study_of_group(group: str) -> str | None:
     """The study id in an ECS task group, or None where the group is not one of ours."""
     study_id, slash, experiment = group.partition("/")
     return study_id if slash and study_id and experiment else None
 
 
-def plan(study: Study, study_id: str) -> list[Experiment]:
-    """All experiments of `study`, in the order of its cells, each complete in itself."""
-    training = study.training.model_copy(
-        update={"model": study.training.model or MODELS_FOR[study.training.dataset][0]}
-    )
+def plan(study: Study, study_id: str, datasets: str = "") -> list[Experiment]:
+    """All experiments of `study`, in the order of its cells, each complete in itself.
+
+    `datasets`: s3://bucket/prefix below which the deployment keeps data sets; without it, one that the study says no
+    place for has none.
+    """
+    training = _complete(study.training, datasets)
     return [
         Experiment(
             study_id=study_id,
@@ -88,3 +95,11 @@ def plan(study: Study, study_id: str) -> list[Experiment]:
         )
         for cell in study.cells()
     ]
+
+
+def _complete(training: Training, datasets: str) -> Training:
+    """The training with what its data set implies: a model, and where a stored one lies."""
+    dataset, data = training.dataset, training.data
+    if data is None and dataset in STORED and datasets:
+        data = f"{datasets}/{dataset}"
+    return training.model_copy(update={"model": training.model or MODELS_FOR[dataset][0], "data": data})

@@ -82,14 +82,12 @@ def _what_fits_datasets() -> list[dict[str, Any]]:
 
 def _rule(dataset: Dataset) -> dict[str, Any]:
     """What the other fields may be beside a dataset."""
-    stored = dataset in STORED
-    properties: dict[str, Any] = {
-        "model": {"enum": [*MODELS_FOR[dataset], None]},
-        "data": {"type": "string"} if stored else {"const": None},
-    }
+    properties: dict[str, Any] = {"model": {"enum": [*MODELS_FOR[dataset], None]}}
+    if dataset not in STORED:
+        properties["data"] = {"const": None}
     if dataset not in AUGMENTED:
         properties["augment"] = {"const": False}
-    return {"properties": properties} | ({"required": ["data"]} if stored else {})
+    return {"properties": properties}
 
 
 def text() -> str:

@@ -26,7 +26,7 @@ from contract.errors import StudyRefused
 from contract.exchange import Exchange, exchange_conflicts, transport_problem
 from contract.fargate import size_problem
 from contract.faults import Faults, OnWorkerLoss, crash_problems, recovery_problems
-from contract.network import Network
+from contract.network import Network, link_problems
 from contract.problems import problems_of
 from contract.training import Training, training_conflicts
 
@@ -341,3 +341,4 @@ def _cell_problems(study: Study, cell: Cell) -> Iterator[str]:
     yield workers_problem(cell.mode, cell.aggregation, cell.workers, "aggregation.{}".format)
     yield shards_problem(cell.mode, study.shards, "shards")
     yield transport_problem(cell.exchange, cell.network, "exchange.{}".format)
+    yield from link_problems(cell.network, cell.workers)

@@ -5,8 +5,10 @@
     STUDY#<study>               EXPERIMENT#<name>                     an experiment: plan, status, cause
     STUDY#<study>               RENDEZVOUS#<name>#<shard>             the task token that a server answers
     SERVER#<study>/<name>       SERVER#<shard>                        a server's address, and what lets a worker in
+    DATASET#<study>             DATASET                               whether the study's data set is ready
     EXPERIMENT#<study>/<name>   METRIC#<role>#<rank>#<attempt>#<seq>  one METRICS_JSON record
     OPEN                        STUDY#<study>                         a study that clean-up has not seen the end of
+    MEASURED#<fingerprint>      LAST                                  what the last experiment with such settings took
 
 Used by functions, state machine (as text), runtime and command line; knows no AWS SDK.
 """
@@ -28,6 +30,7 @@ STUDY_PREFIX: Final = "STUDY#"
 OPEN_PARTITION: Final = "OPEN"
 """What clean-up looks through, for studies whose execution has ended without a word."""
 SERVER_PREFIX: Final = "SERVER#"
+MEASURED_SORT: Final = "LAST"
 
 TASK_TOKEN: Final = "task_token"  # noqa: S105 - a name
 """Attribute of a rendezvous row."""
@@ -38,6 +41,14 @@ SERVER_CERTIFICATE: Final = "certificate"
 
 SERVER_TOKEN: Final = "experiment_token"  # noqa: S105 - a name
 """What workers show the server; a secret."""
+
+
+DATASET_SORT: Final = "DATASET"
+DATASET_STATUS: Final = "status"
+"""Attribute of the row on a study's data set: DATASET_READY, or anything else."""
+DATASET_READY: Final = "READY"
+DATASET_CAUSE: Final = "cause"
+"""Why it is not ready, and what to do; absent where it is."""
 
 
 class Status(StrEnum):
@@ -99,9 +110,22 @@ def server_partition(study_id: str, experiment: str) -> str:
     return f"{SERVER_PREFIX}{study_id}/{experiment}"
 
 
+def dataset_partition(study_id: str) -> str:
+    """Partition of the row that says whether a study's data set is ready, and of nothing else.
+
+    Its own, so that the task that writes it may write no other row.
+    """
+    return f"DATASET#{study_id}"
+
+
 def metrics_partition(study_id: str, experiment: str) -> str:
     """Partition of an experiment's metric rows: writes of many experiments spread over partitions."""
     return f"EXPERIMENT#{study_id}/{experiment}"
+
+
+def measured_partition(fingerprint: str) -> str:
+    """Partition of the row that says what the last experiment with these settings took, whatever its study."""
+    return f"MEASURED#{fingerprint}"
 
 
 def emitter_prefix(role: str, rank: int) -> str:

@@ -17,7 +17,7 @@ from contract.errors import TaskEnvironmentRefused
 from contract.exchange import Compression, Exchange, Transport, exchange_conflicts, transport_problem
 from contract.faults import Crash, Faults, OnWorkerLoss, crash_problems, recovery_problems
 from contract.metrics import MAX_ATTEMPTS
-from contract.network import Network
+from contract.network import Network, WorkerNetwork, link_problems
 from contract.plan import Experiment
 from contract.problems import problems_of
 from contract.training import SCHEDULE_RULES, OptimizerName, ScheduleName, Training
@@ -84,6 +84,8 @@ class TaskEnvironment(BaseModel):
     tls: bool | None = None
     network_bandwidth_mbit_per_second: float | None = Field(default=None, gt=0)
     network_latency_ms: float = Field(default=0, ge=0)
+    network_workers: Annotated[list[WorkerNetwork], BeforeValidator(_parsed)] = Field(default=[])
+    """In the environment: JSON, as in the study."""
     faults_crashes: Annotated[list[Crash], BeforeValidator(_parsed)] = Field(default=[])
     """In the environment: JSON, as in the study."""
     on_worker_loss: OnWorkerLoss = "fail"
@@ -165,6 +167,7 @@ class TaskEnvironment(BaseModel):
         said = {name: getattr(self, name) for name in Exchange.model_fields if name in self.model_fields_set}
         problems += exchange_conflicts(said, str.upper)
         problems += [transport_problem(self.exchange, self.network, str.upper)]
+        problems += link_problems(self.network, workers, _variable("network"))
         problems += crash_problems(self.faults, workers, self.on_worker_loss, _variable("faults"))
         problems += [shards_problem(mode, self.shards, "SHARDS")]
         checkpoints = self.checkpoint_seconds is not None

@@ -23,7 +23,8 @@ class Training(Document):
     model: Annotated[ModelName, Field(strict=False)] | None = None
     """What learns it. Default: the first model that fits the dataset."""
     data: Location | None = None
-    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix."""
+    """Where a torchvision dataset lies: a folder that every worker sees, or s3://bucket/prefix. Default: where the
+    deployment keeps it, fetched once."""
     augment: bool = False
     """Whether training images are shifted by up to 4 pixels and mirrored at random; cifar10 and cifar100."""
     epochs: int = Field(default=5, ge=1, le=1000)
@@ -79,3 +80,13 @@ def _catalogue_conflicts(section: Mapping[str, Any]) -> list[str]:
         augment=section.get("augment") is True,
     )
     return [f"training.{field}: {problem}" for field, problem in problems.items()]
+
+
+def samples_per_step(samples: int, workers: int, batch_size: int) -> int:
+    """Of each worker: the batch size, clipped to the smallest share of `samples` training samples."""
+    return min(batch_size, samples // workers)
+
+
+def steps_per_epoch(samples: int, workers: int, batch_size: int) -> int:
+    """Of each worker: as many full batches as the smallest share has, so that no barrier starves."""
+    return samples // workers // samples_per_step(samples, workers, batch_size)

@@ -4,9 +4,18 @@ Read by handlers at cold start; knows no AWS SDK.
 """
 
 import os
-from typing import Literal, Self
+from dataclasses import replace
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict
+
+from contract.forecast import Terms
+from contract.prices import US_EAST_1, Architecture, overridden
+
+
+def _given(value: str) -> str | None:
+    """A variable that is there, and empty, says nothing."""
+    return value or None
 
 
 class FunctionEnvironment(BaseModel):
@@ -29,8 +38,28 @@ class TableEnvironment(FunctionEnvironment):
 class PlanEnvironment(TableEnvironment):
     """Of plan_study."""
 
-    cpu_architecture: Literal["x86_64", "arm64"] = "x86_64"
-    """What tasks run on: prices differ."""
+    datasets_location: str
+    """s3://bucket/prefix below which the deployment keeps data sets."""
+    embedded_cloud: bool
+    vcpu_quota: Annotated[float | None, BeforeValidator(_given)]
+    """In place of what Service Quotas says; empty: ask it."""
+    prices: str
+    """JSON of the prices that differ from the table's; empty: none."""
+    cpu_architecture: Architecture
+    public_ipv4: bool
+    """Whether tasks have a public address."""
+    aws_region: str = ""
+    """Lambda sets it."""
+
+    @property
+    def terms(self) -> Terms:
+        """Where studies run, and at what prices. Raises PricesRefused: the deployment is at fault."""
+        prices = overridden(US_EAST_1, self.prices)
+        if self.embedded_cloud:
+            terms = Terms.embedded(prices, self.cpu_architecture)
+        else:
+            terms = Terms.on_aws(prices, self.cpu_architecture, self.aws_region)
+        return replace(terms, public_ipv4=self.public_ipv4)
 
 
 class WatchedEnvironment(TableEnvironment):

@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import boto3
 from boto3.dynamodb.conditions import Key
 from botocore.exceptions import ClientError
+from pydantic import ValidationError
 
 from contract import table as keys
 from contract.errors import StudyRefused
+from contract.forecast import Forecast
 from contract.metrics import MetricRecord, from_mapping, to_mapping
 from contract.plan import Experiment
 from contract.table import PARTITION_KEY, SORT_KEY, Status
@@ -55,6 +57,8 @@ class StudyRow:
     ended_at: str = ""
     cause: str = ""
     """Why it was aborted."""
+    forecast: Forecast | None = None
+    """What was expected of it; None where that was not written, or by another version."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,12 @@ class ExperimentTable:
         return cls((session or boto3).resource("dynamodb").Table(table_name))
 
     def put_plan(
-        self, study_id: str, document: dict[str, Any], plan: Iterable[Experiment], execution: Execution
+        self,
+        study_id: str,
+        document: dict[str, Any],
+        plan: Iterable[Experiment],
+        execution: Execution,
+        forecast: Forecast | None = None,
     ) -> None:
         """Write a study and its PLANNED experiments; rows that are there already stay as they are.
 
@@ -105,6 +114,7 @@ class ExperimentTable:
             "execution_arn": execution.arn,
             "execution_started_at": execution.started_at,
             keys.EXPIRY: expires_at,
+            **({"forecast": forecast.model_dump_json()} if forecast else {}),
         }
         experiments: list[dict[str, Any]] = [
             {
@@ -138,6 +148,7 @@ class ExperimentTable:
             ),
             ended_at=str(row.get("ended_at", "")),
             cause=str(row.get("cause", "")),
+            forecast=_forecast(row),
         )
 
     def open_studies(self) -> list[str]:
@@ -353,6 +364,14 @@ def _open_key(study_id: str) -> dict[str, str]:
 
 def _experiment_key(study_id: str, name: str) -> dict[str, str]:
     return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
+
+
+def _forecast(row: dict[str, Any]) -> Forecast | None:
+    """Rows live longer than versions: an estimate that is not to be read must not take the study along."""
+    try:
+        return Forecast.model_validate_json(row["forecast"])
+    except (KeyError, ValidationError):
+        return None
 
 
 def _experiment_row(row: dict[str, Any]) -> ExperimentRow:

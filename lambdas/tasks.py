@@ -124,6 +124,7 @@ def _task(description: "TaskTypeDef") -> Task:
     container: ContainerTypeDef = containers[0] if containers else {}
     overrides = description.get("overrides", {}).get("containerOverrides", [])
     environment = {pair["name"]: pair["value"] for o in overrides for pair in o.get("environment", [])}
+    started_at = description.get("pullStartedAt") or description.get("startedAt")
     stopped_at = description.get("stoppedAt")
     return Task(
         arn=description["taskArn"],
@@ -136,6 +137,7 @@ def _task(description: "TaskTypeDef") -> Task:
             exit_code=container.get("exitCode"),
             stop_code=description.get("stopCode", ""),
             stopped_reason=container.get("reason") or description.get("stoppedReason", ""),
+            started_at=started_at.isoformat() if started_at else "",
             stopped_at=stopped_at.isoformat() if stopped_at else "",
         ),
     )

@@ -40,6 +40,8 @@ class TaskOutcome(BaseModel):
     """None where no process ever ended: the task did not start."""
     stop_code: str = ""
     stopped_reason: str = ""
+    started_at: str = ""
+    """From when AWS bills it: the pull of its image; empty where it did not come so far."""
     stopped_at: str = ""
     last_lines: tuple[str, ...] = ()
     """What it wrote last: of tasks that did not succeed, those nearest to the root."""

@@ -1,4 +1,4 @@
-"""Start a parameter server or a worker: `python -m runtime server|worker`.
+"""Start a parameter server, a worker, or what prepares a data set: `python -m runtime server|worker|prepare`.
 
 The first thing that runs in a task; reads the environment, turns every error into one line, one record and an
 exit code: 0 done, 1 failed, 2 wrong usage, 128 + signal stopped.
@@ -13,7 +13,7 @@ from contract.document import MAX_WORKERS
 from contract.errors import LockstepError
 from contract.metrics import MAX_ATTEMPTS
 from contract.task import TaskEnvironment
-from runtime import faults, process
+from runtime import faults, prepare, process
 from runtime.emitter import Emitter
 from runtime.last_words import say_failed, say_unexpected
 from runtime.server import run_server
@@ -25,9 +25,11 @@ ROLES: dict[str, Role] = {"server": "server", "worker": "worker"}
 
 def main(argv: Sequence[str]) -> int:
     """Run the role that `argv` names; returns the exit code."""
+    if list(argv) == [prepare.ROLE]:
+        return prepare.run(os.environ)
     role = ROLES.get(argv[0]) if len(argv) == 1 else None
     if role is None:
-        print("usage: python -m runtime server|worker", file=sys.stderr)  # noqa: T201 - nothing else runs yet
+        print("usage: python -m runtime server|worker|prepare", file=sys.stderr)  # noqa: T201 - nothing else runs yet
         return 2
     faults.stay_away(os.environ)
     emitter = _emitter(role, os.environ)

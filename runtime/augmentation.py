@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
-from runtime.seeding import derive_seed
+from contract.seeding import derive_seed
 
 PADDING = 4
 

@@ -17,9 +17,9 @@ from typing import Any, Final, Protocol
 import numpy as np
 
 from contract.checkpoint import checkpoint_folder
+from contract.document import S3_SCHEME
 from contract.errors import TrainingFailed
 from runtime.checkpoint import Checkpoint, CheckpointDamaged, Owner, dump, load
-from runtime.s3_prefix import S3_SCHEME
 
 KEPT: Final = 2
 

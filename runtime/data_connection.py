@@ -69,11 +69,12 @@ def wires_for(environment: TaskEnvironment, lengths: Sequence[int]) -> list[Wire
     Raises TrainingFailed where the worker must share memory and there is none.
     """
     codec = codec_for(environment.compression, environment.topk_ratio)
-    mbit_per_second = environment.network_bandwidth_mbit_per_second
+    own = environment.network.of(environment.worker_rank)
+    mbit_per_second = own.bandwidth_mbit_per_second
     bytes_per_second = mbit_per_second * 1e6 / 8 if mbit_per_second else None
-    latency_seconds = environment.network_latency_ms / 1000
-    # Only what travels can be compressed, or held up.
-    may_share = not (bytes_per_second or latency_seconds or codec.name != "none")
+    latency_seconds = own.latency_ms / 1000
+    # Only what travels can be compressed, or held up; where one worker is held up, the others differ in nothing else.
+    may_share = not environment.network.injected and codec.name == "none"
     must_share = environment.transport == "shared-memory"
     up, down = Link(bytes_per_second, latency_seconds), Link(bytes_per_second, latency_seconds)
     return [

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from contract.catalogue import Dataset, Images
+from contract.catalogue import SAMPLES, Dataset, Images
 from runtime.split import Data, Split
 from runtime.stored_dataset import load_stored
-
-SYNTHETIC_TRAIN, SYNTHETIC_TEST = 2048, 512
 
 
 def load_dataset(dataset: Dataset, images: Images, location: str) -> Data:
@@ -62,4 +60,5 @@ def _synthetic(images: Images) -> Data:
         noise = torch.randn(count, *shape, generator=generator)
         return Split(patterns[labels] + noise, labels, mean=0.0, std=2**0.5)
 
-    return Data(train=split(SYNTHETIC_TRAIN), test=split(SYNTHETIC_TEST))
+    count = SAMPLES[Dataset.SYNTHETIC]
+    return Data(train=split(count.train), test=split(count.test))

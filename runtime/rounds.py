@@ -3,7 +3,7 @@
 Runs in the parameter server, under the lock of its state; knows nothing of who is there or how training ends.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from runtime.accounting import Accounting
 from runtime.aggregation import Aggregator
@@ -170,7 +170,7 @@ class Rounds:
         promised = self._promised(ticket)
         if not self._policy.answers_at_once:
             ticket.awaited = promised
-        self._follow(ticket, promised)
+        follow_all(promised, len(self._aggregator.blocks), ticket.ready.put)
 
     def count_waits(self) -> None:
         """Count how long workers waited for answers that have left since it was last counted.
@@ -191,18 +191,14 @@ class Rounds:
         ticket.ready.put(None)
         ticket.ready = ready
         if ticket.released_at is not None:
-            self._follow(ticket, self._promised(ticket))
+            follow_all(self._promised(ticket), len(self._aggregator.blocks), ready.put)
 
     def _answered(self, ticket: Ticket) -> Ticket:
         """A ticket that waits for nothing."""
         ticket.received_at = ticket.released_at = self._clock()
         ticket.released_version = self.version
-        self._follow(ticket, self._promised(ticket))
+        follow_all(self._promised(ticket), len(self._aggregator.blocks), ticket.ready.put)
         return ticket
-
-    def _follow(self, ticket: Ticket, promised: Sequence[Update]) -> None:
-        """Each block may leave once it has all of these."""
-        follow_all(promised, len(self._aggregator.blocks), ticket.ready.put)
 
     def _promised(self, ticket: Ticket) -> list[Update]:
         """What its worker is to see: the update that its gradient is part of, or else the latest; and the bound's.

@@ -9,7 +9,7 @@ from functools import partial
 
 from contract.catalogue import images_of
 from contract.errors import TrainingFailed
-from contract.metrics import ServerInterval, ServerSummary, TaskStarted
+from contract.metrics import INTERVAL_SECONDS, ServerInterval, ServerSummary, TaskStarted
 from contract.task import TaskEnvironment
 from runtime import liveness
 from runtime.checkpoint_store import CheckpointStore, store_for
@@ -31,9 +31,6 @@ from runtime.sharded_connection import shard_slices
 from runtime.state import ServerState
 from runtime.task_metadata import TaskMetadata
 from runtime.trust import Identity, Trust, token_by_hand
-
-INTERVAL_SECONDS = 2.0
-"""How often the server says what it did."""
 
 
 def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:

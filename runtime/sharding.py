@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from contract.errors import TrainingFailed
-from runtime.seeding import derive_seed
+from contract.seeding import derive_seed
+from contract.training import samples_per_step, steps_per_epoch
 
 
 @dataclass(frozen=True)
@@ -28,13 +29,13 @@ class Sharding:
 
     @property
     def batch(self) -> int:
-        """Samples per step: the batch size, clipped to the smallest shard."""
-        return min(self.batch_size, self.samples // self.workers)
+        """Samples per step."""
+        return samples_per_step(self.samples, self.workers, self.batch_size)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of every rank: as many full batches as the smallest shard has, so that no barrier starves."""
-        return self.samples // self.workers // self.batch
+        """Steps of every rank."""
+        return steps_per_epoch(self.samples, self.workers, self.batch_size)
 
     def shard(self, rank: int, epoch: int) -> Tensor:
         """Indices of a rank's samples in an epoch (1, 2 …): the ranks' shards make up all samples.

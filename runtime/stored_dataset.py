@@ -1,6 +1,7 @@
 """torchvision's data sets, from a folder or an S3 prefix that holds what their archives hold, unpacked.
 
-Runs in the worker. Nothing is downloaded from the internet: tasks need no way out.
+Runs in workers, and in the task that prepares a data set. Nothing is downloaded from the internet here: workers need no
+way out.
 """
 
 import tempfile
@@ -13,8 +14,10 @@ import torch
 from torch import Tensor
 
 from contract.catalogue import Dataset, Images
+from contract.document import S3_SCHEME
 from contract.errors import TrainingFailed
-from runtime.s3_prefix import S3_SCHEME, download
+from runtime.manifest import MANIFEST, Manifest, sha256_of
+from runtime.s3_folder import S3Folder
 from runtime.split import Data, Split
 from runtime.vision import import_torchvision
 
@@ -64,19 +67,47 @@ _DAMAGE = (OSError, RuntimeError, ValueError, TypeError, AssertionError, LookupE
 
 def load_stored(dataset: Dataset, images: Images, location: str) -> Data:
     """The data set from `location`, a folder or s3://bucket/prefix. Raises TrainingFailed with what was expected."""
-    stored = _STORED[dataset]
-    source = getattr(import_torchvision().datasets, stored.class_name)
+    if not location:
+        raise TrainingFailed(
+            f"DATA_DIRECTORY: {dataset} is not built in; name its folder (/…) or s3://bucket/prefix"
+        )
     if not location.startswith(S3_SCHEME):
-        return _read(dataset, images, source, Path(location), location)
+        return read(dataset, images, Path(location), location)
     with tempfile.TemporaryDirectory(prefix="dataset-") as folder:
-        download(location, stored.files(source), Path(folder))
-        return _read(dataset, images, source, Path(folder), location)
+        fetch(dataset, S3Folder(location), Path(folder))
+        return read(dataset, images, Path(folder), location)
 
 
-def _read(dataset: Dataset, images: Images, source: Any, folder: Path, location: str) -> Data:
-    """Both splits from a folder; `location` is what the user calls it."""
-    stored = _STORED[dataset]
-    files = stored.files(source)
+def torchvision_class(dataset: Dataset) -> Any:
+    """The class of torchvision that reads it."""
+    return getattr(import_torchvision().datasets, _STORED[dataset].class_name)
+
+
+def files_of(dataset: Dataset) -> list[str]:
+    """The files that torchvision reads, relative to the folder that it is given."""
+    return _STORED[dataset].files(torchvision_class(dataset))
+
+
+def fetch(dataset: Dataset, place: S3Folder, folder: Path) -> None:
+    """Copy the files of a data set from S3, and compare them with their manifest where there is one.
+
+    Raises TrainingFailed that names what is missing or different.
+    """
+    path = place.path(MANIFEST)
+    content = place.read(MANIFEST)
+    files = files_of(dataset)
+    place.fetch(files, folder)
+    if content is None:
+        return
+    sizes = {name: (folder / name).stat().st_size for name in files}
+    wrong = Manifest.parse(content, dataset, path).differences(sizes, lambda name: sha256_of(folder / name))
+    if wrong:
+        raise TrainingFailed(f"{dataset} in {place.location} is not what {path} says: {'; '.join(wrong)}")
+
+
+def read(dataset: Dataset, images: Images, folder: Path, location: str) -> Data:
+    """Both splits from a local folder; `location` is what the user calls it. Raises TrainingFailed."""
+    stored, source, files = _STORED[dataset], torchvision_class(dataset), files_of(dataset)
     if missing := [name for name in files if not (folder / name).is_file()]:
         raise TrainingFailed(
             f"{dataset}: {len(missing)} of {len(files)} files are not in DATA_DIRECTORY {location}:"

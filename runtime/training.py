@@ -13,10 +13,10 @@ import torch
 from torch import Generator, Tensor
 from torch.nn import functional
 
+from contract.draws import draw_seconds
 from contract.errors import TrainingFailed
 from contract.task import TaskEnvironment
 from runtime.augmentation import randomness
-from runtime.compute import draw_seconds
 from runtime.device import CPU, Mirror
 from runtime.faults import crash_if_due
 from runtime.parameters import FlatModel, count_non_finite

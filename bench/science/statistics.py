@@ -10,9 +10,9 @@ from statistics import fmean
 from typing import Any
 
 from contract.compute import Compute
+from contract.draws import draw_seconds
 from lambdas.publish_report.estimates import Estimate, paired_difference, paired_ratio
 from lambdas.publish_report.laws import draw_of_rank
-from runtime.compute import draw_seconds
 
 
 @dataclass(frozen=True)

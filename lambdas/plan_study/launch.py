@@ -8,11 +8,10 @@ from collections.abc import Iterable
 from typing import Any, Final
 
 from contract.errors import StudyRefused
+from contract.fargate import CPU_UNITS_OF_A_VCPU
 from contract.plan import Experiment
 from contract.study import TaskSize
 from contract.task import shared_environment
-
-CPU_UNITS_OF_A_VCPU = 1024
 
 RESTARTS: Final = 3
 """How many times a task that was struck is started again: one that is struck each time must not go on for ever."""

@@ -18,6 +18,7 @@ A Lambda function, and a library for the command line; only `handler` knows AWS.
     side_by_side the plot of all conditions with one number of workers
     sections     results → the tables of report.html
     spending     those of them on time, bytes and losses
+    costs        the plan beside what the tasks took
     inline       an SVG plot as part of the page, in its colours
     page         all of it: outcome → files
 """

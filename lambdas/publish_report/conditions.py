@@ -4,13 +4,14 @@ Alike: mode, what it was told, how gradients travel, the injected network, and t
 Pure; what plots, findings and tables mean by "async with 4 workers".
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple, get_args
 
 from contract.aggregation import KEY_OF, SYMBOL_OF, Mode
 from contract.exchange import Compression
+from contract.network import Network
 from lambdas.publish_report.estimates import Spread, spread
 from lambdas.publish_report.labels import compression_label, network_label
 from lambdas.publish_report.results import ExperimentResult
@@ -104,6 +105,8 @@ class Link(NamedTuple):
     slowness: float
     """Seconds for a megabit; 0 where no bandwidth is injected."""
     latency_ms: float
+    own_links: tuple[tuple[int, float, float], ...]
+    """Of workers whose link is another one: rank, slowness, latency."""
     compression: int
     """Place among the compressions."""
     kept: float
@@ -114,15 +117,27 @@ class Link(NamedTuple):
 
 def link_of(result: ExperimentResult) -> Link:
     """The link of an experiment; equal for experiments that differ in nothing of it."""
-    exchange, bandwidth = result.exchange, result.network.bandwidth_mbit_per_second
+    exchange = result.exchange
     return Link(
-        1 / bandwidth if bandwidth else 0.0,
+        _slowness(result.network),
         result.network.latency_ms,
+        tuple(_own_links(result.network)),
         get_args(Compression).index(exchange.compression),
         -exchange.topk_ratio if exchange.compression == "topk" else 0.0,
         exchange.transport,
         "" if exchange.tls is None else f"TLS {'on' if exchange.tls else 'off'}",
     )
+
+
+def _own_links(network: Network) -> Iterator[tuple[int, float, float]]:
+    for rank in sorted(worker.rank for worker in network.workers):
+        link = network.of(rank)
+        yield rank, _slowness(link), link.latency_ms
+
+
+def _slowness(network: Network) -> float:
+    bandwidth = network.bandwidth_mbit_per_second
+    return 1 / bandwidth if bandwidth else 0.0
 
 
 def _told(result: ExperimentResult) -> float:
@@ -137,7 +152,7 @@ def _label(result: ExperimentResult, links: Iterable[Link], *, told: bool) -> st
     differing = {name for name in Link._fields if len({getattr(link, name) for link in links}) > 1}
     if differing & {"compression", "kept"}:
         parts.append(compression_label(result.exchange))
-    if differing & {"slowness", "latency_ms"}:
+    if differing & {"slowness", "latency_ms", "own_links"}:
         parts.append(network_label(result.network) if result.network.injected else "network as it is")
     if "transport" in differing and own.transport != "auto":
         parts.append(own.transport)

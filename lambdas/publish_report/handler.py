@@ -12,10 +12,13 @@ import boto3
 from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.history import fingerprint
 from contract.results import REPORT, study_prefix
 from contract.study import parse_study
 from contract.table import Status
 from lambdas.environment import ReportEnvironment
+from lambdas.history import History
+from lambdas.publish_report.costs import measured_of
 from lambdas.publish_report.page import render
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
 from lambdas.table import ExperimentTable, StudyRow
@@ -31,6 +34,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     environment = ReportEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
     outcome = _publish(table, environment.bucket_name, study_id)
+    _remember(History.named(environment.table_name), outcome)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
     return {
@@ -83,7 +87,19 @@ def _collect(table: ExperimentTable, row: StudyRow) -> StudyOutcome:
             )
             for experiment in rows
         ],
+        forecast=row.forecast,
     )
+
+
+def _remember(history: History, outcome: StudyOutcome) -> None:
+    """Keep what experiments with real compute took: the next ones like them are planned from it."""
+    if outcome.forecast is None:
+        return
+    for each in outcome.experiments:
+        if each.status is not Status.COMPLETED or each.experiment.compute.mode != "real":
+            continue
+        if (measured := measured_of(each, outcome.ended_at)) is not None:
+            history.remember(fingerprint(each.experiment, outcome.forecast.architecture), measured)
 
 
 def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
@@ -99,6 +115,9 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution fails with."""
-    lines = [f"{e.experiment.name}: {e.cause or e.status}" for e in failed]
+    """What the execution's Fail state says, each cause once; Step Functions takes 32,768 characters."""
+    by_cause: dict[str, list[str]] = {}
+    for each in failed:
+        by_cause.setdefault(each.cause or each.status, []).append(each.experiment.name)
+    lines = [f"{', '.join(names)}: {cause}" for cause, names in by_cause.items()]
     return f"{len(failed)} of {total} experiments failed. {' | '.join(lines)}"[:30_000] if failed else ""

@@ -18,7 +18,7 @@ UNCOMPRESSED = "fp32"
 NOT_INJECTED = "not injected"
 
 NAMED = 3
-"""Crashes or stragglers that a label names one by one; of more it gives the number."""
+"""Crashes, stragglers or links that a label names one by one; of more it gives the number."""
 
 
 def compute_label(compute: Compute) -> str:
@@ -41,11 +41,22 @@ def compression_label(exchange: Exchange) -> str:
 
 
 def network_label(network: Network) -> str:
-    """The link of each worker, where it is injected: 100 Mbit/s, 1 ms."""
+    """The link of each worker, where it is injected: 100 Mbit/s, 1 ms each way; worker 0: 10 Mbit/s."""
+    own = [
+        f"worker {each.rank}: {_link_label(network.of(each.rank)) or 'as it is'}" for each in network.workers
+    ]
+    if len(own) > NAMED:
+        own = [f"{len(own)} workers with links of their own"]
+    everybody = _link_label(network)
+    return "; ".join([everybody, *own] if everybody else own) or NOT_INJECTED
+
+
+def _link_label(network: Network) -> str:
+    """What everybody's link is; empty where nothing is injected."""
     bandwidth = network.bandwidth_mbit_per_second
     parts = [f"{bandwidth:g} Mbit/s"] if bandwidth is not None else []
     parts += [f"{network.latency_ms:g} ms each way"] if network.latency_ms else []
-    return ", ".join(parts) or NOT_INJECTED
+    return ", ".join(parts)
 
 
 def crashes_label(faults: Faults) -> str:

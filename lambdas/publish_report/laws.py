@@ -11,6 +11,7 @@ of K gradients ages N − K others.
 from dataclasses import dataclass
 from math import sqrt
 
+from contract import aggregation
 from contract.aggregation import BARRIER_MODES, Mode
 from contract.compute import Compute
 from lambdas.publish_report.results import AsyncServerMetrics, ExperimentResult
@@ -48,16 +49,7 @@ def laws_of(result: ExperimentResult) -> list[Law]:
 
 def quorum(result: ExperimentResult) -> int:
     """How many gradients make an update while all workers train: K."""
-    told = result.aggregation
-    match result.mode:
-        case Mode.SYNC:
-            return result.total_workers
-        case Mode.BACKUP:
-            return result.total_workers - (told.backup_workers or 0)
-        case Mode.KSYNC | Mode.KASYNC:
-            return told.k or 1
-        case _:
-            return 1
+    return aggregation.quorum(result.mode, result.aggregation, result.total_workers)
 
 
 def draw_of_rank(compute: Compute, workers: int, k: int) -> tuple[float, float] | None:

@@ -25,6 +25,7 @@ from contract.results import (
 from lambdas.publish_report import endings, sections, spending
 from lambdas.publish_report.aggregation import experiment_result
 from lambdas.publish_report.conditions import Condition, pictured
+from lambdas.publish_report.costs import costs
 from lambdas.publish_report.findings import Findings, findings
 from lambdas.publish_report.inline import inline_svg
 from lambdas.publish_report.labels import labels_of
@@ -85,6 +86,7 @@ def _page(
             traffic=spending.traffic(results),
             waits=spending.waits(results),
             losses=spending.losses(results),
+            costs=costs(outcome),
             notices=sections.notices(outcome, results),
             data_quality=sections.data_quality(results),
             provenance=sections.provenance(outcome, results),

@@ -15,6 +15,7 @@ from contract.checkpoint import Checkpointing
 from contract.compute import Compute
 from contract.exchange import Exchange
 from contract.faults import Faults, OnWorkerLoss
+from contract.forecast import Forecast
 from contract.metrics import MetricRecord, Role
 from contract.network import Network
 from contract.plan import Experiment
@@ -35,6 +36,8 @@ class ExperimentOutcome:
     """How its tasks ended, as far as ECS told."""
     records: Sequence[MetricRecord] = ()
     """In any order, any of them missing or there several times."""
+    tasks: Sequence[TaskOutcome] = ()
+    """How its tasks ended, as far as ECS remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class StudyOutcome:
     warnings: Sequence[str] = ()
     experiments: Sequence[ExperimentOutcome] = ()
     """In the order of the plan."""
+    forecast: Forecast | None = None
+    """What was expected of it; None of studies from before there were estimates."""
 
 
 class Shape(BaseModel):

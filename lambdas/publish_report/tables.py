@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 
 from contract.results import experiment_file
+from lambdas.publish_report.costs import cost_document
 from lambdas.publish_report.endings import as_text
 from lambdas.publish_report.findings import Findings
 from lambdas.publish_report.labels import compression_label, labels_of
@@ -112,6 +113,7 @@ def _csv_row(result: ExperimentResult) -> dict[str, Cell]:
         "transport": "+".join(traffic.transports) if traffic else None,
         "injected_bandwidth_mbit_per_second": network.bandwidth_mbit_per_second,
         "injected_latency_ms": network.latency_ms or None,
+        "injected_own_links": len(network.workers),
         "injected_crashes": len(result.faults.crashes),
         **{f"{part}_share": getattr(split, f"{part}_share") if split else None for part in PARTS},
         "sent_bytes_per_step": traffic.sent_bytes_per_step if traffic else None,
@@ -147,6 +149,7 @@ def study_json(outcome: StudyOutcome, results: Sequence[ExperimentResult], found
         "findings": [found.headline, *found.sentences],
         "notes": list(found.notes),
         "warnings": [*found.warnings, *outcome.warnings],
+        "cost": cost_document(outcome),
         "experiments": [
             {**_csv_row(result), "cause": result.cause, "file": experiment_file(result.experiment_name)}
             for result in results

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
+from contract.draws import draw_seconds
 from contract.study import parse_study
-from runtime.compute import draw_seconds
 from tests.e2e.machine import ROOT, lockstep
 
 EXPERIMENTS = [f"{mode}_{n}worker{'s' * (n > 1)}" for n in (1, 2, 4) for mode in ("sync", "async")]
@@ -71,3 +71,13 @@ def test_no_sync_step_is_shorter_than_its_slowest_draw(
     compute = parse_study(json.loads((ROOT / "examples" / "demo.json").read_text())).compute
     slowest = [max(draw_seconds(0, rank, step, compute) for rank in range(workers)) for step in range(steps)]
     assert server["mean_step_seconds"] >= sum(slowest) / steps
+
+
+def test_the_plan_was_within_a_tenth_of_what_ran(results: Path) -> None:
+    """Task-seconds as well as their price: a minute that is billed at least hides what short tasks take."""
+    cost = json.loads((results / "study.json").read_text())["cost"]
+    tasks = cost["tasks"]
+    assert tasks["tasks_counted"] == 6 + 2 * (1 + 2 + 4)
+    assert {each["basis"] for each in cost["experiments"]} == {"draws"}
+    assert tasks["actual_task_seconds"] == pytest.approx(tasks["estimated_task_seconds"], rel=0.1)
+    assert tasks["actual_tasks_usd"] == pytest.approx(tasks["estimated_tasks_usd"], rel=0.1)

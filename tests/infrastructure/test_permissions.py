@@ -6,7 +6,13 @@ from typing import Any
 
 import pytest
 
-from contract.table import SERVER_TOKEN, metrics_partition, server_partition, study_partition
+from contract.table import (
+    SERVER_TOKEN,
+    dataset_partition,
+    metrics_partition,
+    server_partition,
+    study_partition,
+)
 from tests.infrastructure.conftest import Assembly, actions_of
 
 FUNCTION_TRACES = ("xray:PutTraceSegments", "xray:PutTelemetryRecords")
@@ -26,9 +32,14 @@ LOG_DELIVERY = (
 """Source: Step Functions Developer Guide, logging to CloudWatch Logs: these know no resources either."""
 
 OWN_LOGS = {"logs:CreateLogStream", "logs:PutLogEvents"}
+QUOTAS = (
+    "servicequotas:GetServiceQuota",
+    "servicequotas:GetAWSDefaultServiceQuota",
+    "cloudwatch:GetMetricStatistics",
+)
 TASKS = {"ecs:ListTasks", "ecs:DescribeTasks", "ecs:StopTask"}
 FUNCTION_ACTIONS = {
-    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query"},
+    "plan_study": {"dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query", *QUOTAS},
     "judge_experiment": {
         "dynamodb:GetItem",
         "dynamodb:Query",
@@ -127,6 +138,7 @@ def test_no_grant_is_wider_than_a_name(assembly: Assembly) -> None:
             if statement["Resource"] == "*":
                 everywhere.add((tuple(actions_of(statement)), "Condition" in statement))
     assert everywhere == {
+        (QUOTAS, False),
         (("ecr:GetAuthorizationToken",), False),
         (("ecs:ListTasks",), True),
         (FUNCTION_TRACES, False),
@@ -317,12 +329,27 @@ def test_a_worker_reads_announcements_and_data_sets(
     assert data["Resource"] == {"Fn::Join": ["", [{"Fn::GetAtt": [bucket, "Arn"]}, "/datasets/*"]]}
 
 
+def test_data_sets_are_prepared_under_their_prefix_and_one_row_says_so(
+    assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
+) -> None:
+    bucket, _ = assembly.only("AWS::S3::Bucket")
+    arn = {"Fn::GetAtt": [bucket, "Arn"]}
+    listing, objects, row = task_statements["prepare"]
+    assert (actions_of(listing), listing["Resource"]) == (["s3:ListBucket"], arn)
+    assert listing["Condition"] == {"StringLike": {"s3:prefix": ["datasets/*"]}}
+    assert actions_of(objects) == ["s3:GetObject", "s3:PutObject"]
+    assert objects["Resource"] == {"Fn::Join": ["", [arn, "/datasets/*"]]}
+    assert rows(assembly, row) == (["dynamodb:PutItem"], "DATASET#*")
+
+
 def test_the_patterns_of_partitions_fit_their_rows_alone() -> None:
     study, name = "a-study", "sync_1worker"
     others = (study_partition(study), metrics_partition(study, name))
     assert fnmatchcase(server_partition(study, name), "SERVER#*/*")
     assert fnmatchcase(study_partition(study), "STUDY#*")
-    assert not [other for other in others if fnmatchcase(other, "SERVER#*/*")]
+    assert fnmatchcase(dataset_partition(study), "DATASET#*")
+    for pattern in ("SERVER#*/*", "DATASET#*"):
+        assert not [other for other in others if fnmatchcase(other, pattern)]
 
 
 def test_the_state_machine_never_reads_what_lets_workers_in(machine: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from contract.metrics import FILTER_PATTERN
 from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY
 from contract.task import SERVER_PORT, TaskEnvironment
 from lambdas.environment import FunctionEnvironment
-from tests.infrastructure.conftest import Assembly
+from tests.infrastructure.conftest import Assembly, actions_of
 
 OTHERS_VARIABLES = {"POWERTOOLS_LOG_LEVEL", "MPLCONFIGDIR"}
 """What a function is told that libraries read, not our own code."""
@@ -40,6 +40,7 @@ def test_the_outputs_are_those_that_users_and_the_command_line_read(assembly: As
         "BucketName",
         "ClusterArn",
         "LogGroupName",
+        "PlanFunctionName",
         "StartCommand",
     }
     machine, _ = assembly.only("AWS::StepFunctions::StateMachine")
@@ -74,7 +75,7 @@ def test_the_embedded_cloud_takes_everything_that_is_not_for_aws_alone(every_ass
         assert "CidrBlock" not in str(resource.get("Properties", {}).get("Fn::GetAtt", ""))
 
 
-def test_layers_the_guard_of_the_ports_and_flow_logs_are_for_aws_alone(assembly: Assembly) -> None:
+def test_layers_the_guard_of_the_ports_and_asking_for_quotas_are_for_aws_alone(assembly: Assembly) -> None:
     conditional = {
         logical_id: resource
         for logical_id, resource in assembly.template["Resources"].items()
@@ -91,6 +92,7 @@ def test_layers_the_guard_of_the_ports_and_flow_logs_are_for_aws_alone(assembly:
     assert {resource["Type"] for logical_id, resource in conditional.items() if logical_id not in flows} == {
         "AWS::Lambda::LayerVersion",
         "AWS::EC2::SecurityGroupIngress",
+        "AWS::IAM::Policy",
     }
     layers = assembly.resources("AWS::Lambda::LayerVersion")
     for name, function in assembly.functions().items():
@@ -163,6 +165,28 @@ def test_records_are_awaited_for_as_long_as_a_subscription_may_take(assembly: As
     assert float(embedded) <= 10
 
 
+def test_planning_asks_for_quotas_on_aws_and_has_a_fixed_one_elsewhere(assembly: Assembly) -> None:
+    variables = assembly.functions()["plan_study"]["Environment"]["Variables"]
+    assert variables["VCPU_QUOTA"] == {"Fn::If": ["OnAws", "", "128"]}
+    assert variables["EMBEDDED_CLOUD"] == {"Fn::If": ["OnAws", "false", "true"]}
+    assert (variables["PRICES"], variables["CPU_ARCHITECTURE"]) == ("", "x86_64")
+    (policy,) = (
+        policy
+        for logical_id, policy in assembly.resources("AWS::IAM::Policy").items()
+        if logical_id.startswith("AskForQuotas")
+    )
+    assert policy["Condition"] == "OnAws"
+    (statement,) = policy["Properties"]["PolicyDocument"]["Statement"]
+    assert set(actions_of(statement)) == {
+        "servicequotas:GetServiceQuota",
+        "servicequotas:GetAWSDefaultServiceQuota",
+        "cloudwatch:GetMetricStatistics",
+    }
+    assert policy["Properties"]["Roles"] == [
+        {"Ref": assembly.functions()["plan_study"]["Role"]["Fn::GetAtt"][0]}
+    ]
+
+
 def test_no_function_runs_longer_than_lambda_lets_it(assembly: Assembly) -> None:
     assert all(properties["Timeout"] <= 900 for properties in assembly.functions().values())
 
@@ -198,7 +222,7 @@ def test_tasks_are_one_container_that_is_told_its_role(assembly: Assembly) -> No
         assert container["Command"] == [container["Name"]]
         assert container["Essential"] is True
         roles.append(container["Name"])
-    assert sorted(roles) == ["server", "worker"]
+    assert sorted(roles) == ["prepare", "server", "worker"]
 
 
 def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly: Assembly) -> None:
@@ -207,7 +231,11 @@ def test_servers_are_told_where_checkpoints_go_and_old_ones_are_removed(assembly
     for container in assembly.containers():
         told[container["Name"]] = container.get("Environment", [])
     location = {"Fn::Join": ["", ["s3://", {"Ref": logical_id}, "/checkpoints"]]}
-    assert told == {"server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}], "worker": []}
+    assert told == {
+        "server": [{"Name": "CHECKPOINT_LOCATION", "Value": location}],
+        "worker": [],
+        "prepare": [],
+    }
     assert "checkpoint_location" in TaskEnvironment.model_fields
     (rule,) = resource["Properties"]["LifecycleConfiguration"]["Rules"]
     assert rule == {"Prefix": "checkpoints/", "ExpirationInDays": 7, "Status": "Enabled"}

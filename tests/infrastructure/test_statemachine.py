@@ -11,9 +11,23 @@ import pytest
 from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 
 import statemachine
-from contract.plan import Experiment, plan
+from contract.catalogue import Dataset
+from contract.plan import Experiment, plan, preparation_group, study_of_group
+from contract.preparation import Preparation
 from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
-from contract.table import EXPIRY, PARTITION_KEY, SORT_KEY, experiment_sort, rendezvous_sort, study_partition
+from contract.table import (
+    DATASET_CAUSE,
+    DATASET_READY,
+    DATASET_SORT,
+    DATASET_STATUS,
+    EXPIRY,
+    PARTITION_KEY,
+    SORT_KEY,
+    dataset_partition,
+    experiment_sort,
+    rendezvous_sort,
+    study_partition,
+)
 from contract.task import TaskEnvironment
 from lambdas.plan_study.launch import RESTARTS, launch_item
 from tests.infrastructure.asl import (
@@ -542,10 +556,134 @@ def test_reconciling_is_told_of_every_experiment_without_a_verdict(rendered: Mac
 
 def test_a_refused_study_starts_nothing_and_says_why(rendered: Machine) -> None:
     top = rendered["States"]
-    (choice,) = top["AcceptStudy"]["Choices"]
+    choice, _ = top["AcceptStudy"]["Choices"]
     refused = {"refusal": "study refused: 1 problem", "experiments": []}
     assert evaluated(choice["Condition"], states={"input": refused}) is True
     assert choice["Next"] == "RefuseStudy"
     assert evaluated(top["RefuseStudy"]["Cause"], states={"input": refused}) == refused["refusal"]
     assert evaluated(choice["Condition"], states={"input": {"refusal": ""}}) is False
     assert top["AcceptStudy"]["Default"] == "RunExperiments"
+
+
+def test_a_dry_run_ends_with_its_plan_and_starts_nothing(rendered: Machine) -> None:
+    top = rendered["States"]
+    _, choice, _ = top["AcceptStudy"]["Choices"]
+    dry = {"refusal": "", "experiments": [], "plan": {"total_usd": 1.5, "problems": []}}
+    assert evaluated(choice["Condition"], states={"input": dry}) is True
+    shown = top[choice["Next"]]
+    assert evaluated(shown["Output"], states={"input": dry}) == dry["plan"]
+    assert (shown["Type"], shown["End"]) == ("Pass", True)
+    true_one = {"refusal": "", "experiments": [{}], "max_parallel_experiments": 2}
+    assert evaluated(choice["Condition"], states={"input": true_one}) is False
+
+
+DATASET = {"name": "mnist", "location": "s3://bucket/datasets/mnist", "download": "true"}
+STUDY_1 = {"Execution": {"Name": "study-1"}}
+
+
+def accepted(rendered: Machine, state: str, given: dict[str, Any]) -> str:
+    """The state that a Choice leads to."""
+    choices = rendered["States"][state]["Choices"]
+    met = (c["Next"] for c in choices if evaluated(c["Condition"], states={"input": given}))
+    following: str = next(met, rendered["States"][state]["Default"])
+    return following
+
+
+@pytest.mark.parametrize(
+    ("dataset", "following"),
+    [({"dataset": DATASET}, "PrepareDataset"), ({"dataset": None}, "RunExperiments")],
+)
+def test_a_data_set_is_prepared_before_any_experiment_runs(
+    rendered: Machine, dataset: dict[str, Any], following: str
+) -> None:
+    planned = {"refusal": "", "experiments": [], "max_parallel_experiments": 2, **dataset}
+    assert accepted(rendered, "AcceptStudy", planned) == following
+
+
+def test_the_task_that_prepares_is_told_what_it_reads(rendered: Machine) -> None:
+    told = {"input": {"dataset": DATASET}, "context": STUDY_1}
+    arguments = evaluated(rendered["States"]["PrepareDataset"]["Arguments"], states=told)
+    assert arguments["Group"] == preparation_group("study-1")
+    assert study_of_group(arguments["Group"]) == "study-1"
+    (container,) = arguments["Overrides"]["ContainerOverrides"]
+    assert container["Name"] == "prepare"
+    said = {pair["Name"]: pair["Value"] for pair in container["Environment"]}
+    assert said.keys() - OTHERS_VARIABLES <= {name.upper() for name in Preparation.model_fields}
+    assert Preparation.from_environ(said) == Preparation(
+        study_id="study-1",
+        dataset=Dataset.MNIST,
+        data_directory="s3://bucket/datasets/mnist",
+        dataset_download=True,
+        table_name="<TableName>",
+    )
+
+
+def found_dataset(
+    rendered: Machine, row: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Any], str]:
+    """What FindDataset makes of the row, and the state that this leads to."""
+    find = rendered["States"]["FindDataset"]
+    asked = evaluated(find["Arguments"], states={"input": given, "context": STUDY_1})
+    assert asked["Key"] == {
+        PARTITION_KEY: {"S": dataset_partition("study-1")},
+        SORT_KEY: {"S": DATASET_SORT},
+    }
+    output = evaluated(find["Output"], states={"input": given, "result": row})
+    assert find["Next"] == "AcceptDataset"
+    return output, accepted(rendered, "AcceptDataset", output)
+
+
+PLANNED = {
+    "dataset": DATASET,
+    "experiments": [{"name": "one"}, {"name": "two"}],
+    "max_parallel_experiments": 2,
+}
+
+
+def test_experiments_run_once_their_data_set_is_ready(rendered: Machine) -> None:
+    output, following = found_dataset(rendered, {"Item": {DATASET_STATUS: {"S": DATASET_READY}}}, PLANNED)
+    assert following == "RunExperiments"
+    assert output.items() >= PLANNED.items()
+
+
+@pytest.mark.parametrize(
+    ("row", "error", "why"),
+    [
+        ({"Item": {DATASET_STATUS: {"S": "FAILED"}, DATASET_CAUSE: {"S": "no way out"}}}, {}, "no way out"),
+        ({"Item": {DATASET_STATUS: {"S": "FAILED"}, DATASET_CAUSE: {"S": "x" * 9000}}}, {}, "x" * 1000),
+        ({}, {}, "the task that prepares mnist ended without a word"),
+        (
+            {},
+            {"Error": "ECS.TaskFailedToStartException", "Cause": "CannotPullContainerError"},
+            "the task that prepares mnist ended without a word:"
+            " ECS.TaskFailedToStartException: CannotPullContainerError",
+        ),
+    ],
+)
+def test_without_its_data_set_no_experiment_starts_and_each_says_why(
+    rendered: Machine, row: dict[str, Any], error: dict[str, str], why: str
+) -> None:
+    given = PLANNED
+    if error:
+        (catcher,) = rendered["States"]["PrepareDataset"]["Catch"]
+        assert catcher["Next"] == "FindDataset"
+        given = evaluated(catcher["Output"], states={"input": PLANNED, "errorOutput": error})
+    output, following = found_dataset(rendered, row, given)
+    assert following == "GiveUpExperiments"
+    given_up = rendered["States"]["GiveUpExperiments"]
+    assert given_up["Next"] == "ReconcileMetrics"
+    assert evaluated(given_up["Output"], states={"input": output}) == {
+        "unjudged": [
+            {"name": name, "error": {"Error": "DatasetNotReady", "Cause": why}} for name in ("one", "two")
+        ]
+    }
+
+
+def test_a_row_that_cannot_be_read_is_no_data_set(rendered: Machine) -> None:
+    (catcher,) = rendered["States"]["FindDataset"]["Catch"]
+    assert catcher["Next"] == "GiveUpExperiments"
+    given = evaluated(catcher["Output"], states={"input": PLANNED, "errorOutput": ERROR})
+    output = evaluated(rendered["States"]["GiveUpExperiments"]["Output"], states={"input": given})
+    assert {each["error"]["Cause"] for each in output["unjudged"]} == {
+        "the task that prepares mnist ended without a word: DynamoDB.AccessDeniedException: not authorized"
+    }

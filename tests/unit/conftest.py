@@ -50,8 +50,14 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.setenv("BUCKET_NAME", BUCKET)
     monkeypatch.setenv("CLUSTER_ARN", CLUSTER)
     monkeypatch.setenv("STACK_NAME", STACK)
+    monkeypatch.setenv("DATASETS_LOCATION", f"s3://{BUCKET}/datasets")
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
+    monkeypatch.setenv("EMBEDDED_CLOUD", "false")
+    monkeypatch.setenv("VCPU_QUOTA", "64")
+    monkeypatch.setenv("PRICES", "")
+    monkeypatch.setenv("CPU_ARCHITECTURE", "x86_64")
+    monkeypatch.setenv("PUBLIC_IPV4", "true")
     with mock_aws(config={"core": {"reset_boto3_session": False}}):
         yield session
 

@@ -11,6 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 CLUSTER = "arn:aws:ecs:us-east-1:123456789012:cluster/lockstep"
+EPOCH = 1_790_000_000.0
+"""When all times of tasks begin, seconds."""
+
 PAGE = 3
 """Tasks of one ListTasks answer: small, so that every test pages."""
 
@@ -27,6 +30,8 @@ class FakeTask:
     stop_code: str = ""
     reason: str = ""
     stopped_at: float = 0.0
+    pulled_at: float | None = None
+    """When its image began to be pulled; None where it did not come so far."""
     lingers: int = 0
     """DescribeTasks answers that still say STOPPING after it was told to stop."""
     exit_code_when_stopped: int | None = 143
@@ -54,7 +59,8 @@ class FakeTask:
             ],
             "overrides": {"containerOverrides": [{"name": self.role, "environment": environment}]},
             **({"stopCode": self.stop_code, "stoppedReason": self.reason} if self.stop_code else {}),
-            **({"stoppedAt": 1_790_000_000.0 + self.stopped_at} if ended else {}),
+            **({"stoppedAt": EPOCH + self.stopped_at} if ended else {}),
+            **({} if self.pulled_at is None else {"pullStartedAt": EPOCH + self.pulled_at}),
         }
 
 

@@ -28,9 +28,9 @@ from bench.science.statistics import (
 )
 from contract.aggregation import Mode
 from contract.compute import Compute
+from contract.draws import draw_seconds
 from contract.study import parse_study
 from contract.training import Training
-from runtime.compute import draw_seconds
 
 ROOT = Path(__file__).parents[2]
 

@@ -88,13 +88,13 @@ class Faulty(ProcessSystem):
     [
         ("server", "server ended: .*no such interface"),
         ("worker", "worker. ended: .*refused"),
-        ("hang", "worker0 did not answer within 3 s"),
+        ("hang", "worker0 did not answer within 8 s"),
         ("lazy", "wrong parameters: 0.0 after all updates; expected -0.0078125"),
     ],
 )
 def test_a_round_that_goes_wrong_says_why_and_leaves_nothing(fault: str, says: str, tmp_path: Path) -> None:
     with pytest.raises(RoundFailed, match=says):
-        Faulty(fault).run_round(case(tmp_path), 3.0 if fault == "hang" else TIMEOUT_SECONDS)
+        Faulty(fault).run_round(case(tmp_path), 8.0 if fault == "hang" else TIMEOUT_SECONDS)
     started = [int(path.suffix[1:]) for path in tmp_path.glob("pid.*")]
     assert started
     assert not _of_session(os.getsid(0)) & set(started)

@@ -1,13 +1,16 @@
 """Settings of a deployment: what is said is checked as a whole, before anything is made."""
 
+import json
 from typing import Any
 
 import pytest
 
 from cdk.settings import Settings, SettingsRefused
+from contract.prices import US_EAST_1, overridden
 
 ECR = "123456789012.dkr.ecr.eu-west-1.amazonaws.com/lockstep@sha256:" + 64 * "0"
 ELSEWHERE = "docker.io/example/lockstep:1"
+PRICES = {"date": "2026-11-01", "region": "eu-west-1", "arm64": {"vcpu_hour": 0.04}}
 VPC, SUBNETS = "vpc-0123456789abcdef0", "subnet-01234567, subnet-0123456789abcdef1"
 
 
@@ -44,6 +47,13 @@ def test_lists_may_be_written_with_commas(subnets: Any) -> None:
     assert settings.subnet_ids == ("subnet-01234567", "subnet-0123456789abcdef1")
 
 
+@pytest.mark.parametrize("given", [PRICES, json.dumps(PRICES)], ids=["cdk.json", "command line"])
+def test_prices_are_handed_on_as_json(given: Any) -> None:
+    prices = overridden(US_EAST_1, Settings.from_context({"prices": given}).prices)
+    assert (prices.region, prices.date, prices.arm64.vcpu_hour) == ("eu-west-1", "2026-11-01", 0.04)
+    assert prices.x86_64 == US_EAST_1.x86_64
+
+
 def test_every_problem_is_named_at_once() -> None:
     problems = refused(
         cpu_architecture="arm",
@@ -74,6 +84,10 @@ def test_every_problem_is_named_at_once() -> None:
         ({"subnet_ids": SUBNETS}, "vpc_id: missing"),
         ({"image": ECR, "torch_index": "https://index.example"}, "torch_index: has no effect with image"),
         ({"network": "private", "image": ELSEWHERE}, f"image: {ELSEWHERE} cannot be pulled"),
+        ({"vcpu_quota": "0"}, "vcpu_quota: "),
+        ({"prices": "{"}, "prices: not JSON"),
+        ({"prices": '{"arm64": {"vcpu_hour": 0.04}}'}, "prices: date: missing"),
+        ({"prices": "[]"}, "prices: must be a JSON object"),
     ],
 )
 def test_settings_that_exclude_or_call_for_one_another(context: dict[str, str], problem: str) -> None:

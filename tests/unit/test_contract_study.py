@@ -15,7 +15,7 @@ from contract.document import MAX_WORKERS
 from contract.errors import StudyRefused
 from contract.exchange import Exchange
 from contract.faults import Crash, Faults
-from contract.network import Network
+from contract.network import Network, WorkerNetwork
 from contract.plan import Experiment, plan, study_of_group, task_group
 from contract.study import (
     MAX_EXPERIMENTS,
@@ -150,6 +150,15 @@ def test_explicit_experiments_may_travel_in_their_own_way() -> None:
     )
 
 
+def test_a_link_of_one_worker_says_what_is_not_as_everybodys() -> None:
+    network = parse_study(
+        {"network": {"latency_ms": 2, "workers": [{"rank": 1, "bandwidth_mbit_per_second": 10}]}}
+    ).network
+    assert network.of(0) == Network(latency_ms=2)
+    assert network.of(1) == Network(latency_ms=2, bandwidth_mbit_per_second=10)
+    assert Network(workers=[WorkerNetwork(rank=0, latency_ms=1)]).injected
+
+
 def test_a_matrix_shares_what_is_said_of_faults_and_servers() -> None:
     document = {
         "faults": {"crashes": [{"rank": 3, "step": 0}, {"rank": 2, "step": 5, "restart_after_seconds": 1}]},
@@ -174,8 +183,24 @@ def test_a_crash_that_ends_an_experiment_may_be_studied() -> None:
 
 @pytest.mark.parametrize(("dataset", "models"), MODELS_FOR.items())
 def test_a_dataset_brings_its_model(dataset: Dataset, models: tuple[ModelName, ...]) -> None:
-    training = {"dataset": str(dataset)} | ({"data": "/data"} if dataset in STORED else {})
-    assert {e.training.model for e in planned({"training": training})} == {models[0]}
+    assert {e.training.model for e in planned({"training": {"dataset": str(dataset)}})} == {models[0]}
+
+
+@pytest.mark.parametrize("dataset", Dataset)
+def test_a_stored_dataset_lies_where_the_deployment_keeps_it_unless_the_study_says_otherwise(
+    dataset: Dataset,
+) -> None:
+    def place(**said: str) -> str | None:
+        study = parse_study({"training": {"dataset": str(dataset), **said}})
+        (experiment, *_) = plan(study, "study-1", "s3://bucket/datasets")
+        return experiment.training.data
+
+    if dataset in STORED:
+        assert place() == f"s3://bucket/datasets/{dataset}"
+        assert place(data="/data") == "/data"
+    else:
+        assert place() is None
+    assert {e.training.data for e in planned({"training": {"dataset": str(dataset)}})} == {None}
 
 
 @pytest.mark.parametrize("data", ["/", "/data sets/ä", "s3://bucket", "s3://my-bucket.eu/some/prefix/"])
@@ -359,6 +384,24 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
         (
             {
                 "matrix": {"workers": [2, 8]},
+                "network": {
+                    "workers": [
+                        {"rank": 1, "latency_ms": 5},
+                        {"rank": 2, "bandwidth_mbit_per_second": 10},
+                        {"rank": 1, "latency_ms": 9},
+                        {"rank": 0},
+                    ]
+                },
+            },
+            [
+                "network.workers[1].rank: 2 is no rank of 2 workers",
+                "network.workers[2].rank: 1 stands there more than once",
+                "network.workers[3]: says nothing of the link; give it bandwidth_mbit_per_second or latency_ms",
+            ],
+        ),
+        (
+            {
+                "matrix": {"workers": [2, 8]},
                 "faults": {
                     "crashes": [
                         {"rank": 1, "step": 9},
@@ -449,10 +492,6 @@ def test_data_that_are_neither_are_refused(data: str) -> None:
             ["training.model: cifar-cnn does not fit digits; choose digits-cnn, mlp, logistic-regression"],
         ),
         (
-            {"training": {"dataset": "cifar100", "model": "resnet18"}},
-            ["training.data: cifar100 is not built in; name its folder (/…) or s3://bucket/prefix"],
-        ),
-        (
             {"training": {"dataset": "synthetic", "data": "/data"}},
             ["training.data: synthetic is built in; leave it out"],
         ),
@@ -505,7 +544,7 @@ def test_all_mistakes_are_told_at_once() -> None:
     }
     message = str(refusal(document))
     lines = message.splitlines()
-    assert lines[0] == "study refused: 7 problems"
+    assert lines[0] == "study refused: 6 problems"
     assert [line.split(":")[0] for line in lines[1:]] == [
         "  - experiments[0].workers",
         "  - training.epochs",
@@ -513,7 +552,6 @@ def test_all_mistakes_are_told_at_once() -> None:
         "  - nmae",
         "  - preset",
         "  - training.model",
-        "  - training.data",
     ]
 
 

@@ -13,7 +13,7 @@ from contract.compute import Straggler
 from contract.errors import TaskEnvironmentRefused
 from contract.exchange import Exchange
 from contract.faults import MAX_CRASHES, Crash
-from contract.network import Network
+from contract.network import Network, WorkerNetwork
 from contract.plan import plan
 from contract.study import parse_study
 from contract.task import SERVER_PORT, TaskEnvironment, shared_environment
@@ -52,6 +52,15 @@ ENVIRONMENTS = st.builds(
     tls=st.none() | st.booleans(),
     network_bandwidth_mbit_per_second=st.none() | POSITIVE,
     network_latency_ms=st.floats(0, 10_000),
+    network_workers=st.lists(
+        st.builds(
+            WorkerNetwork,
+            rank=st.just(0),
+            bandwidth_mbit_per_second=st.none() | st.floats(0.1, 1_000_000),
+            latency_ms=st.floats(0, 10_000),
+        ),
+        max_size=1,
+    ),
     faults_crashes=st.lists(
         st.builds(
             Crash, rank=st.just(0), step=st.integers(0, 10**9), restart_after_seconds=st.floats(0, 3600)
@@ -189,7 +198,11 @@ def test_how_things_travel_and_what_goes_wrong_is_in_the_environment_where_it_is
                 {"name": "plain", "mode": "sync", "workers": 3, "exchange": {}, "network": {}},
             ],
             "exchange": {"compression": "topk", "topk_ratio": 0.1, "transport": "tcp", "tls": False},
-            "network": {"bandwidth_mbit_per_second": 100, "latency_ms": 2.5},
+            "network": {
+                "bandwidth_mbit_per_second": 100,
+                "latency_ms": 2.5,
+                "workers": [{"rank": 2, "bandwidth_mbit_per_second": 10}],
+            },
             "faults": {
                 "crashes": [{"rank": 1, "step": 20, "restart_after_seconds": 1}, {"rank": 2, "step": 7}]
             },
@@ -206,6 +219,7 @@ def test_how_things_travel_and_what_goes_wrong_is_in_the_environment_where_it_is
         "TLS": "False",
         "NETWORK_BANDWIDTH_MBIT_PER_SECOND": "100.0",
         "NETWORK_LATENCY_MS": "2.5",
+        "NETWORK_WORKERS": '[{"rank": 2, "bandwidth_mbit_per_second": 10.0}]',
     }
     others = {
         "FAULTS_CRASHES": '[{"rank": 1, "step": 20, "restart_after_seconds": 1.0}, {"rank": 2, "step": 7}]',

@@ -4,17 +4,22 @@ import json
 import re
 from typing import Any
 
+import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.forecast import Forecast
+from contract.history import Measured, fingerprint
 from contract.plan import plan
 from contract.study import parse_study
-from contract.table import Status
+from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
+from lambdas.history import History
 from lambdas.plan_study.handler import handler
 from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, launch_item
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
+from tests.unit.conftest import TABLE
 
 DOCUMENT: dict[str, Any] = {
     "matrix": {"workers": [2, 1]},
@@ -40,6 +45,7 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     experiments = plan(parse_study(DOCUMENT), "study-1")
     assert planned == {
         "refusal": "",
+        "dataset": None,
         "experiments": [launch_item(experiment) for experiment in experiments],
         "max_parallel_experiments": 3,
     }
@@ -50,6 +56,32 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     assert study.document == DOCUMENT
 
 
+@pytest.mark.parametrize(
+    ("training", "wanted"),
+    [
+        ({"dataset": "synthetic"}, None),
+        ({"dataset": "mnist", "data": "/data"}, None),
+        (
+            {"dataset": "mnist"},
+            {"name": "mnist", "location": "s3://lockstep-results/datasets/mnist", "download": "true"},
+        ),
+        (
+            {"dataset": "cifar10", "data": "s3://mine/images"},
+            {"name": "cifar10", "location": "s3://mine/images", "download": "false"},
+        ),
+    ],
+)
+@pytest.mark.usefixtures("table")
+def test_a_data_set_that_workers_read_from_s3_is_to_be_prepared(
+    training: dict[str, str], wanted: dict[str, str] | None, context: LambdaContext
+) -> None:
+    planned = call({"training": training}, context)
+    assert planned["dataset"] == wanted
+    told = [{p["Name"]: p["Value"] for p in item["environment"]} for item in planned["experiments"]]
+    location = wanted["location"] if wanted else training.get("data")
+    assert {each.get("DATA_DIRECTORY") for each in told} == {location}
+
+
 def test_a_retried_call_says_the_same_and_keeps_the_rows(
     table: ExperimentTable, context: LambdaContext
 ) -> None:
@@ -58,6 +90,128 @@ def test_a_retried_call_says_the_same_and_keeps_the_rows(
     table.abort(row.experiment, "the execution was stopped")
     assert call(DOCUMENT, context) == first
     assert table.experiments("study-1")[0].status is Status.ABORTED
+
+
+@pytest.mark.usefixtures("table")
+def test_a_retried_call_keeps_to_what_was_planned_though_the_quota_has_shrunk(
+    context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = call(DOCUMENT, context)
+    monkeypatch.setenv("VCPU_QUOTA", "1")
+    assert call(DOCUMENT, context) == first
+    assert call(DOCUMENT, context, started_at="2026-06-01T12:00:00Z")["refusal"] != ""
+
+
+def test_the_plan_is_kept_with_the_study(table: ExperimentTable, context: LambdaContext) -> None:
+    call(DOCUMENT, context)
+    study = table.study("study-1")
+    assert study is not None
+    assert study.forecast is not None
+    assert [each.name for each in study.forecast.experiments] == [
+        row.experiment.name for row in table.experiments("study-1")
+    ]
+    assert study.forecast.total_usd > 0
+    assert study.forecast.quotas[0].vcpus == 64
+
+
+def test_a_plan_that_another_version_wrote_does_not_take_the_study_along(
+    table: ExperimentTable, context: LambdaContext, aws: boto3.Session
+) -> None:
+    call(DOCUMENT, context)
+    aws.resource("dynamodb").Table(TABLE).update_item(
+        Key={"pk": study_partition("study-1"), "sk": STUDY_SORT},
+        UpdateExpression="SET forecast = :other",
+        ExpressionAttributeValues={":other": '{"schema": "of tomorrow"}'},
+    )
+    study = table.study("study-1")
+    assert study is not None
+    assert study.forecast is None
+    assert study.document == DOCUMENT
+
+
+def test_a_dry_run_says_the_plan_and_leaves_no_row(table: ExperimentTable, context: LambdaContext) -> None:
+    answer = call({**DOCUMENT, "dry_run": True}, context)
+    assert (answer["refusal"], answer["experiments"]) == ("", [])
+    planned = Forecast.model_validate(json.loads(json.dumps(answer["plan"])))
+    assert [each.name for each in planned.experiments] == [
+        cell.name for cell in parse_study(DOCUMENT).cells()
+    ]
+    assert planned.max_parallel_experiments == 3
+    assert table.study("study-1") is None
+    assert table.experiments("study-1") == []
+
+
+def test_a_study_above_its_bound_is_refused_and_a_dry_run_of_it_says_why(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    document = {**DOCUMENT, "max_cost_usd": 0.001}
+    refused = call(document, context)
+    assert refused["experiments"] == []
+    assert re.match(
+        r"study refused: 1 problem\n  - max_cost_usd: the study would cost \$0\.\d+, and at most \$0\.0010 is allowed:"
+        r" vCPU \$0\.\d+, memory ",
+        refused["refusal"],
+    )
+    assert table.study("study-1") is None
+    assert table.experiments("study-1") == []
+    dry = call({**document, "dry_run": True}, context)
+    assert (dry["refusal"], len(dry["plan"]["problems"])) == ("", 1)
+
+
+@pytest.mark.usefixtures("table")
+def test_fewer_run_at_a_time_where_the_quota_is_small(
+    context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of server and workers: 4.5, 4.5, 4.25 and 4.25 vCPUs."""
+    monkeypatch.setenv("VCPU_QUOTA", "9")
+    assert call(DOCUMENT, context)["max_parallel_experiments"] == 2
+
+
+def test_what_the_quota_does_not_bear_is_refused(
+    table: ExperimentTable, context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VCPU_QUOTA", "4")
+    refused = call(DOCUMENT, context)["refusal"]
+    assert "sync_2workers needs 4.5 on-demand vCPUs at once; the quota is 4" in refused
+    assert table.study("study-1") is None
+
+
+@pytest.mark.usefixtures("table")
+def test_where_quotas_cannot_be_asked_for_the_study_is_planned_with_a_warning(
+    context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A study that needs more than a new account's quota: nobody knows that this one has no more."""
+    monkeypatch.setenv("VCPU_QUOTA", "")
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SERVICE_QUOTAS", "http://127.0.0.1:9")
+    planned = call({"preset": "full", "dry_run": True}, context)["plan"]
+    assert (planned["problems"], planned["max_parallel_experiments"]) == ([], 1)
+    assert any("Service Quotas does not tell" in note for note in planned["notes"])
+
+
+@pytest.mark.usefixtures("table")
+def test_real_compute_is_planned_from_what_the_last_like_it_took(
+    context: LambdaContext,
+) -> None:
+    (_, asynchronous, *_) = plan(parse_study(DOCUMENT), "another")
+    measured = Measured(
+        study_id="another",
+        experiment=asynchronous.name,
+        ended_at="2026-03-01T12:00:00+00:00",
+        training_seconds=10,
+        server_seconds=30,
+        worker_seconds=20,
+    )
+    history = History.named(TABLE)
+    history.remember(fingerprint(asynchronous, "x86_64"), measured.model_copy(update={"worker_seconds": 99}))
+    history.remember(fingerprint(asynchronous, "x86_64"), measured)
+    planned = Forecast.model_validate(call({**DOCUMENT, "dry_run": True}, context)["plan"])
+    assert {each.name: each.basis.value for each in planned.experiments} == {
+        "sync_2workers": "guess",
+        "async_2workers": "history",
+        "sync_1worker": "guess",
+        "async_1worker": "guess",
+    }
+    assert planned.experiments[1].worker_seconds == 20
 
 
 def test_another_execution_under_the_same_name_is_refused_and_the_rows_stay(

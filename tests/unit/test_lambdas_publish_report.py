@@ -9,14 +9,17 @@ import boto3
 import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
+from contract.forecast import Terms, forecast
+from contract.history import fingerprint
 from contract.plan import Experiment, plan
 from contract.results import REPORT, STUDY_JSON, SUMMARY_CSV, SUMMARY_TEXT, experiment_file, study_prefix
 from contract.study import parse_study
 from contract.table import Status
+from lambdas.history import History
 from lambdas.publish_report.handler import handler
 from lambdas.table import ExperimentTable
-from lambdas.verdict import Verdict
-from tests.unit.conftest import BUCKET, EXECUTION
+from lambdas.verdict import TaskOutcome, Verdict
+from tests.unit.conftest import BUCKET, EXECUTION, TABLE
 from tests.unit.report_fixtures import failed_outcome, records_of
 
 PREFIX = study_prefix("study-1")
@@ -161,6 +164,17 @@ def test_a_failure_that_is_tolerated_is_named_all_the_same(
     assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
 
 
+def test_what_several_experiments_failed_of_is_said_once(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    for experiment in plan_only(table):
+        table.settle(experiment, Verdict(Status.FAILED, "there is no data set"))
+    assert call(context)["cause"] == (
+        "2 of 2 experiments failed. sync_4workers, async_4workers: there is no data set"
+    )
+    assert list(bucket.objects.filter(Prefix=f"{PREFIX}{REPORT}"))
+
+
 def test_a_study_of_which_nothing_ran_is_published_too(
     table: ExperimentTable, bucket: Any, context: LambdaContext
 ) -> None:
@@ -185,6 +199,30 @@ def test_a_long_cause_fits_a_states_output(table: ExperimentTable, context: Lamb
 def test_publishing_twice_says_the_same(table: ExperimentTable, context: LambdaContext) -> None:
     plan_only(table)
     assert call(context) == call(context)
+
+
+@pytest.mark.usefixtures("bucket")
+def test_what_completed_experiments_with_real_compute_took_is_kept_for_the_next(
+    table: ExperimentTable, context: LambdaContext
+) -> None:
+    document = {"matrix": {"workers": [2]}, "training": {"epochs": 3}, "tolerated_failures": 1}
+    study = parse_study(document)
+    completed, failed = experiments = plan(study, "study-1")
+    table.put_plan("study-1", document, experiments, EXECUTION, forecast(study, experiments, Terms.on_aws()))
+    times = {"started_at": "2026-03-01T12:00:00+00:00", "stopped_at": "2026-03-01T12:01:40+00:00"}
+    tasks = [
+        TaskOutcome(role=role, rank=rank, exit_code=0, **times)
+        for role, rank in (("server", 0), ("worker", 0), ("worker", 1))
+    ]
+    table.put_records(records_of(completed))
+    table.settle(completed, Verdict(Status.COMPLETED), tasks=tasks)
+    table.settle(failed, Verdict(Status.FAILED, "worker 1 was killed"), tasks=tasks)
+
+    assert call(context)["status"] == "COMPLETED"
+    kept = History.named(TABLE).measured(fingerprint(completed, "x86_64"))
+    assert kept is not None
+    assert (kept.study_id, kept.experiment, kept.server_seconds) == ("study-1", completed.name, 100)
+    assert History.named(TABLE).measured(fingerprint(failed, "x86_64")) is None
 
 
 @pytest.mark.usefixtures("table")

@@ -47,7 +47,7 @@ def test_an_empty_cluster_has_none(tasks: TaskList) -> None:
 
 def test_how_a_task_ended_is_told_as_ecs_tells_it(ecs: FakeEcs, tasks: TaskList) -> None:
     ecs.add(
-        ended(GROUP, "worker", 3, exit_code=137, reason="OutOfMemoryError", stopped_at=5),
+        ended(GROUP, "worker", 3, exit_code=137, reason="OutOfMemoryError", pulled_at=2, stopped_at=5),
         ended(GROUP, "server", exit_code=None, stop_code="TaskFailedToStart", reason="no image"),
     )
     server, worker = sorted(tasks.end_group(GROUP, "it has ended"), key=lambda outcome: outcome.role)
@@ -58,8 +58,11 @@ def test_how_a_task_ended_is_told_as_ecs_tells_it(ecs: FakeEcs, tasks: TaskList)
         exit_code=137,
         stop_code="EssentialContainerExited",
         stopped_reason="OutOfMemoryError",
+        started_at=worker.started_at,
         stopped_at=worker.stopped_at,
     )
+    assert datetime.fromisoformat(worker.started_at) == datetime.fromtimestamp(1_790_000_002, UTC)
+    assert server.started_at == ""
     assert datetime.fromisoformat(worker.stopped_at) == datetime.fromtimestamp(1_790_000_005, UTC)
     assert (server.exit_code, server.stop_code, server.stopped_reason) == (
         None,

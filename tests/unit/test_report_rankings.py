@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import pytest
 
 from contract.metrics import ServerSummary
+from contract.network import Network
 from contract.plan import plan
 from contract.study import parse_study
 from contract.table import Status
@@ -111,6 +112,29 @@ def test_a_label_tells_all_that_differs_and_nothing_else() -> None:
         "ksync (k = 2, network as it is)",
         "ksync (k = 3, 100 Mbit/s, 1 ms each way)",
     ]
+
+
+def test_links_of_single_workers_are_told_apart_and_by_name() -> None:
+    slow, slower = (
+        {"workers": [{"rank": 0, "bandwidth_mbit_per_second": bandwidth}]} for bandwidth in (10, 5)
+    )
+    results = [
+        measured("sync", 4, 8.0, name="a"),
+        measured("sync", 4, 8.0, name="b", network=slow),
+        measured("sync", 4, 8.0, name="c", network=slower),
+    ]
+    assert list(lines(results)) == [
+        "sync (network as it is)",
+        "sync (worker 0: 10 Mbit/s)",
+        "sync (worker 0: 5 Mbit/s)",
+    ]
+    mixed = Network.model_validate({**SLOW, "workers": [{"rank": 2, "latency_ms": 9}]})
+    assert network_label(mixed) == "100 Mbit/s, 1 ms each way; worker 2: 100 Mbit/s, 9 ms each way"
+    assert network_label(Network.model_validate({"workers": [{"rank": 0, "latency_ms": 0}]})) == (
+        "worker 0: as it is"
+    )
+    many = Network.model_validate({"workers": [{"rank": rank, "latency_ms": 5} for rank in range(4)]})
+    assert network_label(many) == "4 workers with links of their own"
 
 
 def test_links_come_in_the_order_of_what_is_done_to_the_data() -> None:

@@ -31,13 +31,13 @@ def test_importing_the_runtime_leaves_a_process_that_can_fork() -> None:
         [sys.executable, "-c", FORK_SAFE], capture_output=True, text=True, check=False, timeout=60
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr == "usage: python -m runtime server|worker\n"
+    assert done.stderr == "usage: python -m runtime server|worker|prepare\n"
 
 
-@pytest.mark.parametrize("argv", [[], ["boss"], ["server", "worker"]])
+@pytest.mark.parametrize("argv", [[], ["boss"], ["server", "worker"], ["prepare", "mnist"]])
 def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(argv) == 2
-    assert capsys.readouterr().err == "usage: python -m runtime server|worker\n"
+    assert capsys.readouterr().err == "usage: python -m runtime server|worker|prepare\n"
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
 """Tiny data sets in the formats of torchvision's: pickled batches (CIFAR) and IDX files (MNIST)."""
 
+import gzip
 import hashlib
 import pickle
 import struct
+import tarfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,30 @@ def write(dataset: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> No
         write_idx(folder / CLASSES[dataset] / "raw")
 
 
+def write_archives(dataset: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Write the archives of a data set into `folder`, with MD5 sums that torchvision then expects; their names."""
+    unpacked = folder / "unpacked"
+    write(dataset, unpacked, monkeypatch)
+    source = getattr(import_torchvision().datasets, CLASSES[dataset])
+    if dataset in {Dataset.CIFAR10, Dataset.CIFAR100}:
+        archive = folder / source.filename
+        with tarfile.open(archive, "w:gz") as packed:
+            packed.add(unpacked / source.base_folder, source.base_folder)
+        monkeypatch.setattr(source, "tgz_md5", _md5(archive.read_bytes()))
+        return [archive.name]
+    resources = []
+    for file in sorted((unpacked / CLASSES[dataset] / "raw").iterdir()):
+        archive = folder / f"{file.name}.gz"
+        archive.write_bytes(gzip.compress(file.read_bytes()))
+        resources.append((archive.name, _md5(archive.read_bytes())))
+    monkeypatch.setattr(source, "resources", resources)
+    return [name for name, _ in resources]
+
+
+def _md5(data: bytes) -> str:
+    return hashlib.md5(data, usedforsecurity=False).hexdigest()
+
+
 def _write_cifar(source: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder.mkdir(parents=True)
     key = "fine_labels" if source.__name__ == "CIFAR100" else "labels"
@@ -39,7 +65,7 @@ def _write_cifar(source: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     def store(name: str, content: Mapping[str, object]) -> tuple[str, str]:
         data = pickle.dumps(content)
         (folder / name).write_bytes(data)
-        return name, hashlib.md5(data, usedforsecurity=False).hexdigest()
+        return name, _md5(data)
 
     def batch(labels: Sequence[int]) -> dict[str, object]:
         pixels = [np.full(3072, label, dtype=np.uint8) for label in labels]

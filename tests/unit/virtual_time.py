@@ -14,7 +14,7 @@ import torch
 
 from contract.aggregation import Aggregation, Mode
 from contract.compute import Compute
-from runtime.compute import draw_seconds
+from contract.draws import draw_seconds
 from runtime.exchange import News, Phase, Ticket
 from runtime.optimizer import MomentumSGD
 from runtime.policy import policy_for
@@ -66,8 +66,9 @@ class Simulation:
     def run(self, until: float = float("inf")) -> dict[str, Any]:
         """Train to the end, or to a time (seconds); returns the fields of a ServerSummary."""
         while self._arrivals and self._arrivals[0][0] <= until:
-            self.now, attempt, rank = heapq.heappop(self._arrivals)
+            when, attempt, rank = heapq.heappop(self._arrivals)
             if attempt == self.workers[rank].attempt:
+                self.now = when
                 self._push(rank)
         if until == float("inf"):
             assert all(worker.step == self.steps and not worker.ticket for worker in self.workers)

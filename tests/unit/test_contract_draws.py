@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contract.compute import Compute, Straggler
-from runtime.compute import draw_seconds
-from runtime.seeding import derive_seed
+from contract.draws import draw_seconds
+from contract.seeding import derive_seed
 
 PLACES = {"seed": st.integers(0, 2**31), "rank": st.integers(0, 31), "step": st.integers(0, 10**6)}
 DISTRIBUTIONS: list[dict[str, Any]] = [

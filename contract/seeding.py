@@ -1,7 +1,7 @@
 """Derive independent random numbers from a study's seed.
 
-Pure. Every random choice of the runtime goes through here, so that the same seed gives the same run
-whatever the order in which processes come to ask.
+Pure. Every random choice of a training goes through here, so that the same seed gives the same run whatever the
+order in which processes come to ask.
 """
 
 import hashlib

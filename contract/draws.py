@@ -1,13 +1,13 @@
 """How long a step's computation lasts when it is emulated.
 
-Pure; runs in the worker. Many workers on few cores cannot show how training scales: with emulated compute the
-gradient is real, and the step lasts as long as a seeded draw says.
+Pure; the worker sleeps for them, and whoever plans an experiment knows them before. Many workers on few cores cannot
+show how training scales: with emulated compute the gradient is real, and the step lasts as long as a seeded draw says.
 """
 
 import math
 
 from contract.compute import Compute
-from runtime.seeding import derive_seed
+from contract.seeding import derive_seed
 
 
 def draw_seconds(seed: int, rank: int, step: int, compute: Compute) -> float:
