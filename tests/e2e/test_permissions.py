@@ -40,6 +40,7 @@ from tests.e2e.grants import (
     superfluous,
 )
 from tests.e2e.machine import LONG, QUICK, await_end, client, running_tasks, start_study, until
+from tests.e2e.provocations import throttled
 from tests.infrastructure.test_permissions import FUNCTION_TRACES, LOG_DELIVERY, MACHINE_TRACES, OWN_LOGS
 from tests.unit.torchvision_files import write_idx
 
@@ -107,6 +108,9 @@ UNEXERCISED = [
     ),
 ]
 """What AWS does with these roles, and the emulator without asking; each with the page that demands the grant."""
+
+
+IMAGES = {"dataset": "mnist", "model": "mlp", "epochs": 1}
 
 
 class Removal(NamedTuple):
@@ -182,7 +186,7 @@ def test_a_grant_that_is_taken_away_is_the_named_cause(exercised: Exercised, rem
 
 def _one(name: str, **more: Any) -> dict[str, Any]:
     """A study of one small experiment that has the study's name."""
-    return {"experiments": [{"name": name, "mode": "sync", "workers": 1}], "training": QUICK, **more}
+    return {"experiments": [{"name": name, "mode": "sync", "workers": 1}], "training": QUICK} | more
 
 
 def _slow(name: str, **more: Any) -> dict[str, Any]:
@@ -204,12 +208,11 @@ def _run_side_by_side(cloud: Cloud, folder: Path) -> None:
     s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
     write_idx(folder / "MNIST" / "raw", train=[0, 1] * 16)
     for file in sorted((folder / "MNIST" / "raw").iterdir()):
-        s3.upload_file(str(file), bucket, f"datasets/tiny/{file.relative_to(folder)}")
+        s3.upload_file(str(file), bucket, f"datasets/mnist/{file.relative_to(folder)}")
     s3.put_object(Bucket=bucket, Key="checkpoints/keeping/keeping/00000001.safetensors", Body=b"damaged")
-    images = {"dataset": "mnist", "data": f"s3://{bucket}/datasets/tiny", "model": "mlp", "epochs": 1}
     modes = [{"name": mode, "mode": mode, "workers": 1} for mode in ("sync", "async")]
     studies = {
-        "reading": {"experiments": modes, "training": images},
+        "reading": {"experiments": modes, "training": IMAGES},
         "keeping": _slow("keeping", checkpoint={"interval_seconds": 1}),
         "leaving": _slow("leaving"),
         "aborted": _slow("aborted", training={**QUICK, "epochs": 100}),
@@ -271,19 +274,10 @@ def _redrive(cloud: Cloud, arn: str) -> None:
 
 def _run_untaken(cloud: Cloud, judge_role: str) -> None:
     """No metric line is taken and no verdict given: records are read from the log group, tasks ended afterwards."""
-    functions = client(cloud, "lambda")
-    (ingest,) = (
-        function["FunctionName"]
-        for page in functions.get_paginator("list_functions").paginate()
-        for function in page["Functions"]
-        if "ingest_metrics" in function["Handler"]
-    )
-    functions.put_function_concurrency(FunctionName=ingest, ReservedConcurrentExecutions=0)
-    with _removed(cloud, judge_role, "dynamodb:GetItem"):
+    with throttled(cloud, "ingest_metrics"), _removed(cloud, judge_role, "dynamodb:GetItem"):
         arn = start_study(cloud, "untaken", _slow("untaken"))
         _leave_a_server(cloud, "untaken")
         await_end(cloud, arn)
-    functions.delete_function_concurrency(FunctionName=ingest)
 
 
 def _run_under_a_taken_name(cloud: Cloud) -> None:
@@ -306,7 +300,8 @@ def _run_under_a_taken_name(cloud: Cloud) -> None:
 
 def _run_without(cloud: Cloud, role: str, removal: Removal) -> dict[str, Any]:
     with _removed(cloud, role, removal.action):
-        return await_end(cloud, start_study(cloud, removal.study, _one(removal.study)))
+        study = _one(removal.study, training=IMAGES)  # which is prepared already
+        return await_end(cloud, start_study(cloud, removal.study, study))
 
 
 def _delete_the_stack(cloud: Cloud) -> None:

@@ -367,6 +367,8 @@ def test_each_role_can_be_assumed_by_the_service_that_uses_it_alone(assembly: As
     for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
         for key in ("TaskRoleArn", "ExecutionRoleArn"):
             users[str(definition["Properties"][key])] = "ecs-tasks.amazonaws.com"
+    for flow_log in assembly.resources("AWS::EC2::FlowLog").values():
+        users[str(flow_log["Properties"]["DeliverLogsPermissionArn"])] = "vpc-flow-logs.amazonaws.com"
     trust = {}
     for logical_id, role in assembly.resources("AWS::IAM::Role").items():
         (statement,) = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]
