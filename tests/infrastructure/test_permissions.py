@@ -332,7 +332,7 @@ def test_a_worker_reads_announcements_and_data_sets(
 def test_data_sets_are_prepared_under_their_prefix_and_one_row_says_so(
     assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
 ) -> None:
-    bucket, _ = assembly.only("AWS::S3::Bucket")
+    bucket, _ = assembly.results_bucket()
     arn = {"Fn::GetAtt": [bucket, "Arn"]}
     listing, objects, row = task_statements["prepare"]
     assert (actions_of(listing), listing["Resource"]) == (["s3:ListBucket"], arn)
