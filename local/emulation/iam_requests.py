@@ -39,6 +39,8 @@ def resource_of(
         case "logs", "FilterLogEvents":
             # With ":*" for everything but tags. Source: CloudWatch Logs API Reference, LogGroup.
             return place.arn("logs", f"log-group:{body['logGroupName']}:*")
+        case "logs", "GetLogEvents":
+            return place.arn("logs", f"log-group:{body['logGroupName']}:log-stream:{body['logStreamName']}")
         case "states", "SendTaskSuccess" | "SendTaskFailure" | "SendTaskHeartbeat":
             return state_machine_of(body["taskToken"])
     return None

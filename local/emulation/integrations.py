@@ -45,7 +45,7 @@ class Request(NamedTuple):
 def install() -> None:
     """Check every integration of every execution."""
     execute, invoke = stepfunctions._execute_task, stepfunctions._invoke_resource
-    call_back = stepfunctions._invoke_with_callback
+    call_back, distribute = stepfunctions._invoke_with_callback, stepfunctions._run_distributed_map
 
     def execute_task(state: Any, raw_input: Any, execution: Any, context: Any) -> Any:
         before = _execution.set(execution)
@@ -64,6 +64,15 @@ def install() -> None:
         _authorize(resource, arguments)
         return call_back(resource, arguments, token, state)
 
+    def run_distributed_map(
+        state: Any, raw_input: Any, effective: Any, processor: Any, *of_execution: Any
+    ) -> Any:
+        execution, _ = of_execution
+        own = Request("states", "states:StartExecution", _machine_of(execution), {})
+        _check(execution, own, "Sfn.AccessDeniedException")
+        return distribute(state, raw_input, effective, processor, *of_execution)
+
+    stepfunctions._run_distributed_map = run_distributed_map
     stepfunctions._execute_task = execute_task
     stepfunctions._invoke_resource = invoke_resource
     stepfunctions._invoke_with_callback = invoke_with_callback
@@ -87,14 +96,20 @@ def _authorize(resource: str, arguments: Mapping[str, Any]) -> None:
     integration = INTEGRATION.fullmatch(resource)
     if integration is None or not _is_known(integration):
         raise stepfunctions._ExecutionError("States.Runtime", f"no check of permissions knows {resource}")
+    for request in _requests(integration, arguments):
+        _check(execution, request, _error(integration))
+
+
+def _check(execution: Mapping[str, Any], request: Request, error: str) -> None:
+    """Raise `error` unless the role of an execution's state machine may make a request."""
     role = stepfunctions._state_machines[_machine_of(execution)]["roleArn"]
     key = session_of(role, execution["name"]).access_key
-    for service, action, target, context in _requests(integration, arguments):
-        denied = iam_evaluator.enforce(key, action, service, get_region(), target, context)
-        if denied is not None:
-            explicit = denied.decision == "Deny"
-            cause = iam_actions.identity_denial_message(action, denied.principal_arn, target, explicit)
-            raise stepfunctions._ExecutionError(_error(integration), cause)
+    service, action, target, context = request
+    denied = iam_evaluator.enforce(key, action, service, get_region(), target, context)
+    if denied is not None:
+        explicit = denied.decision == "Deny"
+        cause = iam_actions.identity_denial_message(action, denied.principal_arn, target, explicit)
+        raise stepfunctions._ExecutionError(error, cause)
 
 
 def _is_known(integration: re.Match[str]) -> bool:
@@ -133,7 +148,14 @@ def _requests(integration: re.Match[str], arguments: Mapping[str, Any]) -> Itera
         context |= iam_actions.dynamodb_service_context(body)
     yield Request(key, name, target, context)
     if name == "ecs:RunTask":
-        # Source: Amazon ECS Developer Guide, "Amazon ECS task IAM role", the permissions to pass a role.
-        definition = ecs._task_defs.get(ecs._resolve_td_key(arguments["TaskDefinition"])) or {}
-        for role in filter(None, map(definition.get, ("executionRoleArn", "taskRoleArn"))):
-            yield Request("iam", "iam:PassRole", role, {"iam:PassedToService": "ecs-tasks.amazonaws.com"})
+        yield from _beside_run_task(arguments, context)
+
+
+def _beside_run_task(arguments: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[Request]:
+    """Source: Amazon ECS Developer Guide, permissions to tag resources on creation, and to pass a role."""
+    if arguments.get("Tags"):
+        task = f"{arguments['Cluster'].replace(':cluster/', ':task/')}/new"
+        yield Request("ecs", "ecs:TagResource", task, {**context, "ecs:CreateAction": "RunTask"})
+    definition = ecs._task_defs.get(ecs._resolve_td_key(arguments["TaskDefinition"])) or {}
+    for role in filter(None, map(definition.get, ("executionRoleArn", "taskRoleArn"))):
+        yield Request("iam", "iam:PassRole", role, {"iam:PassedToService": "ecs-tasks.amazonaws.com"})

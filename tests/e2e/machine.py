@@ -177,7 +177,7 @@ def running_tasks(cloud: Cloud, arn: str | None = None) -> list[RunningTask]:
         pid = pids.get(_short_id(task))
         if pid and (arn is None or study_of_group(task["group"]) == study_of(arn)):
             rank = int(environment.get("WORKER_RANK", "0"))
-            tasks.append(RunningTask(environment["EXPERIMENT_NAME"], container["name"], rank, pid))
+            tasks.append(RunningTask(environment.get("EXPERIMENT_NAME", ""), container["name"], rank, pid))
     return tasks
 
 

@@ -6,6 +6,9 @@ real, from a running cloud.
 """
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -37,30 +40,47 @@ from tests.e2e.grants import (
     superfluous,
 )
 from tests.e2e.machine import LONG, QUICK, await_end, client, running_tasks, start_study, until
+from tests.e2e.provocations import throttled
+from tests.infrastructure.test_permissions import FUNCTION_TRACES, LOG_DELIVERY, MACHINE_TRACES, OWN_LOGS
 from tests.unit.torchvision_files import write_idx
-
-EXECUTION_ROLE = "Amazon ECS Developer Guide, Amazon ECS task execution IAM role"
-FUNCTION_LOGS = "AWS Lambda Developer Guide, Defining Lambda function permissions with an execution role"
-RUN_TASK_SYNC = "Step Functions Developer Guide, Run Amazon ECS tasks: IAM policies, Run a Job (.sync)"
 
 UNEXERCISED = [
     *(
-        Unexercised("TrainingExecutionRole", action, EXECUTION_ROLE)
+        Unexercised(
+            "TrainingExecutionRole", action, "Amazon ECS Developer Guide, Amazon ECS task execution IAM role"
+        )
         for action in (
             "ecr:GetAuthorizationToken",
             "ecr:BatchCheckLayerAvailability",
             "ecr:GetDownloadUrlForLayer",
             "ecr:BatchGetImage",
-            "logs:CreateLogStream",
-            "logs:PutLogEvents",
+            *OWN_LOGS,
         )
     ),
     *(
-        Unexercised("Functions*Role", action, FUNCTION_LOGS)
-        for action in ("logs:CreateLogStream", "logs:PutLogEvents")
+        Unexercised("Functions*Role", action, "AWS Lambda Developer Guide, execution role")
+        for action in OWN_LOGS
     ),
     *(
-        Unexercised("WorkflowRole", action, RUN_TASK_SYNC)
+        Unexercised("Functions*Role", action, "X-Ray Developer Guide, AWS Lambda and AWS X-Ray")
+        for action in FUNCTION_TRACES
+    ),
+    *(
+        Unexercised(f"Functions{name}Role", "sqs:SendMessage", "AWS Lambda Developer Guide, destinations")
+        for name in ("IngestMetrics", "SweepTasks")
+    ),
+    *(
+        Unexercised("WorkflowRole", action, "X-Ray Developer Guide, AWS Step Functions and AWS X-Ray")
+        for action in MACHINE_TRACES
+    ),
+    *(
+        Unexercised("WorkflowRole", action, "Step Functions Developer Guide, logging to CloudWatch Logs")
+        for action in LOG_DELIVERY
+    ),
+    *(
+        Unexercised(
+            "WorkflowRole", action, "Step Functions Developer Guide, IAM policies for Amazon ECS, .sync"
+        )
         for action in (
             "ecs:StopTask",
             "ecs:DescribeTasks",
@@ -69,8 +89,28 @@ UNEXERCISED = [
             "events:DescribeRule",
         )
     ),
+    *(
+        Unexercised(
+            "WorkflowRole", action, "Step Functions Developer Guide, IAM policies for Distributed Map"
+        )
+        for action in ("states:DescribeExecution", "states:StopExecution", "states:RedriveExecution")
+    ),
+    *(
+        # It leaves open which a token of a distributed Map's execution belongs to.
+        Unexercised(
+            role, action, "Step Functions API Reference, StartExecution", resource="*:stateMachine:*/*"
+        )
+        for role, action in (
+            ("WorkflowRole", "states:SendTaskFailure"),
+            ("TrainingServerTaskRole", "states:SendTaskFailure"),
+            ("TrainingServerTaskRole", "states:SendTaskSuccess"),
+        )
+    ),
 ]
 """What AWS does with these roles, and the emulator without asking; each with the page that demands the grant."""
+
+
+IMAGES = {"dataset": "mnist", "model": "mlp", "epochs": 1}
 
 
 class Removal(NamedTuple):
@@ -108,11 +148,12 @@ def exercised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exercised]:
         policies, holders = deployed(partial(client, cloud), STACK)
         rules = _hasten_schedules(cloud)
         _run_side_by_side(cloud, folder)
-        _run_without_ingestion(cloud)
-        _run_under_a_taken_name(cloud)
         roles = {holder: role for role, holder in holders.items()}
+        _run_untaken(cloud, roles["FunctionsJudgeExperimentRole"])
+        _run_under_a_taken_name(cloud)
         ends = {removal.study: _run_without(cloud, roles[removal.role], removal) for removal in REMOVALS}
         until(lambda: all(rule in decisions.read_text() for rule in rules), 90, "every schedule has come")
+        _delete_the_stack(cloud)
         yield Exercised(policies, recorded(decisions, holders), ends)
     finally:
         cloud.stop()
@@ -145,7 +186,7 @@ def test_a_grant_that_is_taken_away_is_the_named_cause(exercised: Exercised, rem
 
 def _one(name: str, **more: Any) -> dict[str, Any]:
     """A study of one small experiment that has the study's name."""
-    return {"experiments": [{"name": name, "mode": "sync", "workers": 1}], "training": QUICK, **more}
+    return {"experiments": [{"name": name, "mode": "sync", "workers": 1}], "training": QUICK} | more
 
 
 def _slow(name: str, **more: Any) -> dict[str, Any]:
@@ -167,22 +208,23 @@ def _run_side_by_side(cloud: Cloud, folder: Path) -> None:
     s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
     write_idx(folder / "MNIST" / "raw", train=[0, 1] * 16)
     for file in sorted((folder / "MNIST" / "raw").iterdir()):
-        s3.upload_file(str(file), bucket, f"datasets/tiny/{file.relative_to(folder)}")
+        s3.upload_file(str(file), bucket, f"datasets/mnist/{file.relative_to(folder)}")
     s3.put_object(Bucket=bucket, Key="checkpoints/keeping/keeping/00000001.safetensors", Body=b"damaged")
-    images = {"dataset": "mnist", "data": f"s3://{bucket}/datasets/tiny", "model": "mlp", "epochs": 1}
     modes = [{"name": mode, "mode": mode, "workers": 1} for mode in ("sync", "async")]
     studies = {
-        "reading": {"experiments": modes, "training": images},
+        "reading": {"experiments": modes, "training": IMAGES},
         "keeping": _slow("keeping", checkpoint={"interval_seconds": 1}),
         "leaving": _slow("leaving"),
         "aborted": _slow("aborted", training={**QUICK, "epochs": 100}),
+        "redriven": _slow("redriven", checkpoint={"interval_seconds": 0.5}),
     }
     arns = {name: start_study(cloud, name, study) for name, study in studies.items()}
     _leave_a_server(cloud, "leaving")
     _stop_in_the_middle(cloud, arns["aborted"])
+    _redrive(cloud, arns["redriven"])
     ends = {name: await_end(cloud, arn) for name, arn in arns.items()}
-    causes = {name: ends[name].get("cause") for name in ("reading", "keeping")}
-    assert causes == {"reading": None, "keeping": None}
+    causes = {name: ends[name].get("cause") for name in ("reading", "keeping", "redriven")}
+    assert not any(causes.values()), causes
     until(lambda: not running_tasks(cloud), 60, "no task left")
 
 
@@ -216,19 +258,26 @@ def _leave_a_server(cloud: Cloud, name: str) -> None:
     )
 
 
-def _run_without_ingestion(cloud: Cloud) -> None:
-    """No metric line is taken: every record is read from the log group afterwards."""
-    functions = client(cloud, "lambda")
-    (ingest,) = (
-        function["FunctionName"]
-        for page in functions.get_paginator("list_functions").paginate()
-        for function in page["Functions"]
-        if "ingest_metrics" in function["Handler"]
-    )
-    functions.put_function_concurrency(FunctionName=ingest, ReservedConcurrentExecutions=0)
-    described = await_end(cloud, start_study(cloud, "lost", _one("lost")))
-    functions.delete_function_concurrency(FunctionName=ingest)
-    assert described["status"] == "SUCCEEDED", described
+def _redrive(cloud: Cloud, arn: str) -> None:
+    """Run again what failed, where one of its workers was killed when there were checkpoints."""
+    name = arn.rsplit(":", 1)[1]
+    s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
+    kept = f"checkpoints/{name}/"
+    until(lambda: s3.list_objects_v2(Bucket=bucket, Prefix=kept)["KeyCount"], 60, f"checkpoints of {name}")
+    for task in running_tasks(cloud):
+        if task.experiment == name and task.role == "worker":
+            os.kill(task.pid, signal.SIGKILL)
+    assert await_end(cloud, arn)["status"] == "FAILED"
+    time.sleep(3)  # the sweep that the failure brought about is over
+    client(cloud, "stepfunctions").redrive_execution(executionArn=arn)
+
+
+def _run_untaken(cloud: Cloud, judge_role: str) -> None:
+    """No metric line is taken and no verdict given: records are read from the log group, tasks ended afterwards."""
+    with throttled(cloud, "ingest_metrics"), _removed(cloud, judge_role, "dynamodb:GetItem"):
+        arn = start_study(cloud, "untaken", _slow("untaken"))
+        _leave_a_server(cloud, "untaken")
+        await_end(cloud, arn)
 
 
 def _run_under_a_taken_name(cloud: Cloud) -> None:
@@ -251,7 +300,17 @@ def _run_under_a_taken_name(cloud: Cloud) -> None:
 
 def _run_without(cloud: Cloud, role: str, removal: Removal) -> dict[str, Any]:
     with _removed(cloud, role, removal.action):
-        return await_end(cloud, start_study(cloud, removal.study, _one(removal.study)))
+        study = _one(removal.study, training=IMAGES)  # which is prepared already
+        return await_end(cloud, start_study(cloud, removal.study, study))
+
+
+def _delete_the_stack(cloud: Cloud) -> None:
+    """In the middle of a study."""
+    start_study(cloud, "deleted", _slow("deleted", training={**QUICK, "epochs": 100}))
+    until(lambda: len(running_tasks(cloud)) == 2, 60, "tasks of deleted")
+    cloudformation = client(cloud, "cloudformation")
+    cloudformation.delete_stack(StackName=STACK)
+    cloudformation.get_waiter("stack_delete_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1})
 
 
 @contextmanager

@@ -332,7 +332,7 @@ def test_a_worker_reads_announcements_and_data_sets(
 def test_data_sets_are_prepared_under_their_prefix_and_one_row_says_so(
     assembly: Assembly, task_statements: dict[str, list[dict[str, Any]]]
 ) -> None:
-    bucket, _ = assembly.only("AWS::S3::Bucket")
+    bucket, _ = assembly.results_bucket()
     arn = {"Fn::GetAtt": [bucket, "Arn"]}
     listing, objects, row = task_statements["prepare"]
     assert (actions_of(listing), listing["Resource"]) == (["s3:ListBucket"], arn)
@@ -367,6 +367,8 @@ def test_each_role_can_be_assumed_by_the_service_that_uses_it_alone(assembly: As
     for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
         for key in ("TaskRoleArn", "ExecutionRoleArn"):
             users[str(definition["Properties"][key])] = "ecs-tasks.amazonaws.com"
+    for flow_log in assembly.resources("AWS::EC2::FlowLog").values():
+        users[str(flow_log["Properties"]["DeliverLogsPermissionArn"])] = "vpc-flow-logs.amazonaws.com"
     trust = {}
     for logical_id, role in assembly.resources("AWS::IAM::Role").items():
         (statement,) = role["Properties"]["AssumeRolePolicyDocument"]["Statement"]

@@ -37,6 +37,12 @@ CLUSTER = f"{ECS}:cluster/training"
             {"logGroupName": "tasks"},
             "arn:aws:logs:us-east-1:000000000000:log-group:tasks:*",
         ),
+        (
+            "logs",
+            "GetLogEvents",
+            {"logGroupName": "tasks", "logStreamName": "one"},
+            "arn:aws:logs:us-east-1:000000000000:log-group:tasks:log-stream:one",
+        ),
         ("logs", "TagResource", {"resourceArn": "…"}, None),
         ("states", "SendTaskSuccess", {"taskToken": "a token"}, "a state machine"),
         ("states", "SendTaskFailure", {"taskToken": "another"}, None),
