@@ -52,10 +52,11 @@ class Workflow(Construct):
                 **{name: function.function_arn for name, function in functions.items()},
             },
         )
-        # MaxConcurrency and TimeoutSeconds take JSONata expressions (Step Functions Developer Guide); the linter errs.
+        # MaxConcurrency and TimeoutSeconds take JSONata expressions (Step Functions Developer Guide); the linter errs,
+        # and fails (E1101) when it says so of a state in a branch.
         resource = self.state_machine.node.default_child
         assert isinstance(resource, sfn.CfnStateMachine)  # noqa: S101 - tells the type checker what CDK made
-        resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ["E3601"]}})
+        resource.add_metadata("cfn-lint", {"config": {"ignore_checks": ["E3601", "E1101"]}})
         for function in functions.values():
             function.grant_invoke(self.role)
         table.grant(self.role, "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:UpdateItem")

@@ -50,17 +50,16 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
         "study_id": experiment.study_id,
         "name": experiment.name,
         "task_group": experiment.task_group,
-        "tags": [
-            {"Key": "lockstep:study", "Value": experiment.study_id},
-            {"Key": "lockstep:experiment", "Value": experiment.name},
-        ],
         "on_worker_loss": experiment.on_worker_loss,
         "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
         "worker_restarts": _worker_restarts(experiment),
         "timeouts": _timeouts(experiment),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
-        "server": _task(experiment.server, spot=False),
-        "worker": _task(experiment.worker, spot=experiment.worker.spot),
+        "server": _task(experiment.server),
+        "worker": {
+            **_task(experiment.worker),
+            "capacity": "FARGATE_SPOT" if experiment.worker.spot else "FARGATE",
+        },
     }
 
 
@@ -82,12 +81,7 @@ def _timeouts(experiment: Experiment) -> dict[str, int]:
     return {"server": task, "worker": task, "rendezvous": LAUNCH_SECONDS}
 
 
-def _task(size: TaskSize, *, spot: bool) -> dict[str, Any]:
-    """Sizes as ECS takes them in an override, as strings; its capacity; and a thread for each whole vCPU."""
+def _task(size: TaskSize) -> dict[str, Any]:
+    """Sizes as ECS takes them in an override, as strings; and a thread for each whole vCPU."""
     threads = {"Name": "OMP_NUM_THREADS", "Value": str(max(1, size.cpu // CPU_UNITS_OF_A_VCPU))}
-    return {
-        "cpu": str(size.cpu),
-        "memory": str(size.memory),
-        "capacity": [{"CapacityProvider": "FARGATE_SPOT" if spot else "FARGATE", "Weight": 1}],
-        "environment": [threads],
-    }
+    return {"cpu": str(size.cpu), "memory": str(size.memory), "environment": [threads]}

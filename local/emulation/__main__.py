@@ -2,9 +2,10 @@
 
 from ministack.app import main
 
-from local.emulation import redrive, states
+from local.emulation import function_errors, redrive, states
 
 if __name__ == "__main__":
     states.install()
     redrive.install()
+    function_errors.install()
     main()

@@ -42,37 +42,44 @@ def result(cloud: Cloud, arn: str, experiment: str) -> dict[str, Any]:
     return loaded
 
 
-def test_a_spot_worker_that_is_taken_away_is_started_again_and_rejoins(
-    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
+def test_a_spot_worker_that_was_struck_is_started_again_and_one_that_gave_up_is_not(
+    cloud: Cloud, table: ExperimentTable, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
     # Given an experiment with workers on Spot, in the middle of training
     study = {
-        "experiments": [{"name": "spot", "mode": "async", "workers": 2}],
+        "experiments": [{"name": "spot", "mode": "async", "workers": 3}],
         "training": TRAINING,
         "compute": LONG,
         "worker": {"cpu": 1024, "memory": 2048, "spot": True},
     }
     arn = start(study)
-    until(lambda: len(running_tasks(cloud)) == 3, 60, "a server and two workers running")
-    first = worker(cloud, "spot", 1)
+    until(lambda: len(running_tasks(cloud)) == 4, 60, "a server and three workers running")
+    first, other = worker(cloud, "spot", 1), worker(cloud, "spot", 2)
     assert first is not None
-    assert capacities(cloud, "spot") == ["FARGATE", "FARGATE_SPOT", "FARGATE_SPOT"]
+    assert other is not None
+    assert capacities(cloud, "spot") == ["FARGATE", *["FARGATE_SPOT"] * 3]
     time.sleep(3)
 
-    # When one of them dies without a word
+    # When one of them dies without a word, and another one ends by itself with exit code 1
     os.kill(first.pid, signal.SIGKILL)
+    os.kill(other.pid, signal.SIGINT)
 
-    # Then another one is started under its rank
+    # Then the first is started again under its rank
     def again() -> RunningTask | None:
         found = worker(cloud, "spot", 1)
         return found if found is not None and found.pid != first.pid else None
 
     until(again, 30, "the worker is running again")
-    # And the study completes, and says who came back
+    # And the study completes, and says who came back and who did not
     described = ended(arn, patience_seconds=180)
     assert described["status"] == "SUCCEEDED", described.get("cause")
     metrics = result(cloud, arn, "spot")["server_metrics"]
-    assert (metrics["lost_workers"], metrics["rejoined_workers"]) == ([1], [1])
+    assert (sorted(metrics["lost_workers"]), metrics["rejoined_workers"]) == ([1, 2], [1])
+    (row,) = table.experiments(arn.rsplit(":", 1)[1])
+    assert "went on without worker 2" in row.cause
+    assert "worker 1 came back after a loss" in row.cause
+    exits = sorted((task.rank, task.exit_code) for task in row.tasks if task.role == "worker")
+    assert exits == [(0, 0), (1, 0), (1, 137), (2, 1)]
     assert running_tasks(cloud) == []
 
 

@@ -1,7 +1,8 @@
-"""cfn-lint on the template, and on the state machine in it."""
+"""cfn-lint on the template and on the state machine in it; asl-validator on the state machine."""
 
 import copy
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import statemachine
 from tests.infrastructure.asl import states
 from tests.infrastructure.conftest import REPOSITORY, Assembly
 
@@ -54,7 +56,7 @@ def _with_definition(template: dict[str, Any], change: Any) -> dict[str, Any]:
     (resource,) = (
         r for r in changed["Resources"].values() if r["Type"] == "AWS::StepFunctions::StateMachine"
     )
-    assert resource.pop("Metadata")["cfn-lint"] == {"config": {"ignore_checks": ["E3601"]}}
+    assert resource.pop("Metadata")["cfn-lint"] == {"config": {"ignore_checks": ["E3601", "E1101"]}}
     definition = json.loads(resource["Properties"]["DefinitionString"])
     change(definition)
     resource["Properties"]["DefinitionString"] = json.dumps(definition)
@@ -87,3 +89,37 @@ def test_the_state_machine_is_clean_without_the_exception(findings: dict[str, li
 
 def test_the_linter_does_look_into_the_state_machine(findings: dict[str, list[str]]) -> None:
     assert any(finding.startswith("E3601") for finding in findings["broken"])
+
+
+def asl_validator(definition: Path) -> tuple[int, str]:
+    """What asl-validator, which knows the language's schema and JSONata's grammar, says of a definition."""
+    program = REPOSITORY / ".tools" / "asl" / "node_modules" / ".bin" / "asl-validator"
+    if not program.exists():
+        pytest.fail("asl-validator is missing; `make test` installs it")
+    done = subprocess.run(
+        [str(program), "--json-path", str(definition)],
+        env={"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_another_validator_has_nothing_against_the_state_machine() -> None:
+    code, said = asl_validator(REPOSITORY / "statemachine" / "experiments.asl.json")
+    assert (code, "is valid" in said) == (0, True), said
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong"),
+    [('"Next": "DecideEnd"', '"Next": "Nowhere"'), ("$exists(", "$exists((")],
+    ids=["no such state", "no JSONata"],
+)
+def test_it_would_have(tmp_path: Path, right: str, wrong: str) -> None:
+    text = statemachine.definition()
+    assert right in text
+    broken = tmp_path / "broken.json"
+    broken.write_text(text.replace(right, wrong))
+    assert asl_validator(broken)[0] != 0

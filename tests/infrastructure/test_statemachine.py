@@ -249,9 +249,11 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
         variables = {"states": {"input": inputs[role]}, "experiment": item}
         arguments = evaluated(states(rendered)[state]["Arguments"], **variables)
         assert arguments["Group"] == experiment.task_group
-        assert arguments["Tags"] == item["tags"]
+        tags = {tag["Key"]: tag["Value"] for tag in arguments["Tags"]}
+        assert tags == {"lockstep:study": "study-1", "lockstep:experiment": "one"}
         assert "LaunchType" not in arguments  # ECS takes one of the two
-        assert arguments["CapacityProviderStrategy"] == item[role]["capacity"]
+        capacity = item["worker"]["capacity"] if role == "worker" else "FARGATE"
+        assert arguments["CapacityProviderStrategy"] == [{"CapacityProvider": capacity, "Weight": 1}]
         assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
         overrides = arguments["Overrides"]
         assert (overrides["Cpu"], overrides["Memory"]) == (item[role]["cpu"], item[role]["memory"])

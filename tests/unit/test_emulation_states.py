@@ -19,7 +19,7 @@ RUN_TASK = "arn:aws:states:::ecs:runTask.sync"
 MACHINE = "arn:aws:states:us-east-1:000000000000:stateMachine:machine"
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[[Invoke], None]:
     """The interpreter with what is added; gives what stands for all services."""
     for name in [name for name in vars(interpreter) if callable(getattr(interpreter, name))]:
