@@ -149,7 +149,8 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
     kept += ["executionRoleArn", "taskRoleArn"]
     (container,) = usual["containerDefinitions"]
     other = ecs.register_task_definition(
-        **{name: usual[name] for name in kept}, containerDefinitions=[{**container, **changes}]
+        **{name: usual[name] for name in kept if name in usual},
+        containerDefinitions=[{**container, **changes}],
     )["taskDefinition"]["taskDefinitionArn"]
     states.update_state_machine(
         stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)

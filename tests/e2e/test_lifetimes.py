@@ -57,6 +57,8 @@ def timing_out(cloud: Cloud) -> Iterator[str]:
     arn: str = states.start_execution(
         stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
     )["executionArn"]
+    # Before a test keeps PlanStudy from its work.
+    until(lambda: rows_of(cloud, arn), 60, "it is planned")
     yield arn
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)
