@@ -1,17 +1,22 @@
 """How the end-to-end tests provoke what happens seldom; each provocation is undone when its block ends.
 
-A function that nobody can call, or that has no time; a worker that nothing can run; a server that never says where
+A function that waits, or that has no time; a worker that nothing can run; a server that never says where
 it is.
 """
 
 import os
 import re
+import select
 import signal
+import socket
+import socketserver
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from contract.table import rendezvous_sort, study_partition
 from local.cloud import Cloud
@@ -33,12 +38,6 @@ def function_name(cloud: Cloud, folder: str) -> str:
     return str(name)
 
 
-def entered(cloud: Cloud, arn: str, state: str) -> bool:
-    """Whether an execution has come to a state of its outermost level."""
-    events = client(cloud, "stepfunctions").get_execution_history(executionArn=arn)["events"]
-    return any(event.get("stateEnteredEventDetails", {}).get("name") == state for event in events)
-
-
 def task_token(cloud: Cloud, arn: str, experiment: str) -> str | None:
     """The token with which the state machine waits for an experiment's server."""
     row = client(cloud, "dynamodb").get_item(
@@ -49,15 +48,55 @@ def task_token(cloud: Cloud, arn: str, experiment: str) -> str | None:
     return token
 
 
+class Gate(socketserver.ThreadingTCPServer):
+    """Stands between a function and the table; what comes before it is opened waits."""
+
+    daemon_threads = True
+    block_on_close = False
+
+    def __init__(self, endpoint: str) -> None:
+        self.upstream = (urlsplit(endpoint).hostname, urlsplit(endpoint).port)
+        self.reached = threading.Event()
+        """The function has come so far as to ask for a row."""
+        self.opened = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Passage)
+
+
+class _Passage(socketserver.BaseRequestHandler):
+    """One connection through a gate."""
+
+    server: Gate
+    request: socket.socket
+
+    def handle(self) -> None:
+        self.server.reached.set()
+        self.server.opened.wait(60)
+        with socket.create_connection(self.server.upstream) as upstream:
+            ways = {self.request: upstream, upstream: self.request}
+            while readable := select.select([*ways], [], [], 60)[0]:
+                for end in readable:
+                    data = end.recv(1 << 16)
+                    if not data:
+                        return
+                    ways[end].sendall(data)
+
+
 @contextmanager
-def throttled(cloud: Cloud, folder: str) -> Iterator[None]:
-    """Nobody can call a function, as in an account that has no more concurrency: its state tries again and again."""
+def held(cloud: Cloud, folder: str) -> Iterator[Gate]:
+    """A function gets no answer from the table before its gate is opened: its state lasts until then."""
     functions, name = client(cloud, "lambda"), function_name(cloud, folder)
-    functions.put_function_concurrency(FunctionName=name, ReservedConcurrentExecutions=0)
-    try:
-        yield
-    finally:
-        functions.delete_function_concurrency(FunctionName=name)
+    usual = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+    with Gate(cloud.endpoint) as gate:
+        threading.Thread(target=gate.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+        address = f"http://127.0.0.1:{gate.server_address[1]}"
+        variables = {**usual, "AWS_ENDPOINT_URL_DYNAMODB": address}
+        functions.update_function_configuration(FunctionName=name, Environment={"Variables": variables})
+        try:
+            yield gate
+        finally:
+            gate.opened.set()
+            functions.update_function_configuration(FunctionName=name, Environment={"Variables": usual})
+            gate.shutdown()
 
 
 @contextmanager
@@ -110,7 +149,8 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
     kept += ["executionRoleArn", "taskRoleArn"]
     (container,) = usual["containerDefinitions"]
     other = ecs.register_task_definition(
-        **{name: usual[name] for name in kept}, containerDefinitions=[{**container, **changes}]
+        **{name: usual[name] for name in kept if name in usual},
+        containerDefinitions=[{**container, **changes}],
     )["taskDefinition"]["taskDefinitionArn"]
     states.update_state_machine(
         stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)

@@ -34,12 +34,11 @@ from tests.e2e.machine import (
     until,
 )
 from tests.e2e.provocations import (
-    entered,
     frozen_server,
     function_name,
+    held,
     out_of_time,
     task_token,
-    throttled,
     worker_container,
 )
 
@@ -58,6 +57,8 @@ def timing_out(cloud: Cloud) -> Iterator[str]:
     arn: str = states.start_execution(
         stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
     )["executionArn"]
+    # Before a test keeps PlanStudy from its work.
+    until(lambda: rows_of(cloud, arn), 60, "it is planned")
     yield arn
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)
@@ -81,6 +82,13 @@ def trains(cloud: Cloud, arn: str) -> list[RunningTask] | None:
 
 def stop(cloud: Cloud, arn: str, why: str) -> None:
     client(cloud, "stepfunctions").stop_execution(executionArn=arn, error="Impatience", cause=why)
+
+
+def swept(cloud: Cloud) -> bool:
+    """Call clean-up, as the schedule does."""
+    answer = client(cloud, "lambda").invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
+    assert "FunctionError" not in answer, answer["Payload"].read()
+    return True
 
 
 def assert_aborted(cloud: Cloud, arn: str, why: str, experiment: Status = Status.ABORTED) -> None:
@@ -119,14 +127,14 @@ def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
 
 def test_stopped_in_planning(cloud: Cloud, start: Callable[..., str]) -> None:
     """The plan is written after the execution has ended: nobody but the schedule finds it."""
-    with throttled(cloud, "plan_study"):
+    with held(cloud, "plan_study") as gate:
         arn = start(ENDLESS)
-        until(lambda: entered(cloud, arn, "PlanStudy"), 30, "it is being planned")
+        assert gate.reached.wait(30)
         stop(cloud, arn, "while planning")
-    until(lambda: rows_of(cloud, arn), 60, "its plan is written")
-    # As the schedule does
-    answer = client(cloud, "lambda").invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
-    assert "FunctionError" not in answer, answer["Payload"].read()
+        assert swept(cloud)
+        gate.opened.set()
+        until(lambda: len(rows_of(cloud, arn)) == 1, 60, "its plan is written")
+    assert swept(cloud)
     assert_aborted(cloud, arn, "while planning")
     assert ended_tasks(cloud, arn) == 0
 
@@ -203,15 +211,14 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
 @pytest.mark.parametrize("function", ["judge_experiment", "reconcile_metrics", "publish_report"])
 def test_stopped_in_its_last_states(cloud: Cloud, start: Callable[..., str], function: str) -> None:
     state = "".join(word.capitalize() for word in function.split("_"))
-    with throttled(cloud, function):
+    with held(cloud, function) as gate:
         arn = start(SHORT)
-        until(lambda: ended_tasks(cloud, arn) == 2, 60, "its tasks have ended")
-        if function != "judge_experiment":
-            until(lambda: entered(cloud, arn, state), 60, f"it has come to {state}")
-    stop(cloud, arn, f"in {state}")
-    # What was judged before stays so
-    judged = Status.ABORTED if function == "judge_experiment" else Status.COMPLETED
-    assert_aborted(cloud, arn, f"in {state}", judged)
+        assert gate.reached.wait(60)
+        stop(cloud, arn, f"in {state}")
+        gate.opened.set()
+        # What was judged before stays so
+        judged = Status.ABORTED if function == "judge_experiment" else Status.COMPLETED
+        assert_aborted(cloud, arn, f"in {state}", judged)
 
 
 def test_worker_that_never_starts(

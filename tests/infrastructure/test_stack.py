@@ -265,7 +265,7 @@ def test_the_stack_is_deleted_only_once_no_study_and_no_task_is_left(assembly: A
     (logical_id,) = assembly.resources("Custom::StopStudies")
     function = resources[properties["ServiceToken"]["Fn::GetAtt"][0]]["Properties"]
     assert function["Handler"] == "lambdas.stop_studies.handler.handler"
-    assert function["Timeout"] < properties["ServiceTimeout"] <= 3600
+    assert function["Timeout"] < int(properties["ServiceTimeout"]) <= 3600
     waiting = _needed(resources, logical_id)
     outlive = {
         "AWS::ECS::Cluster",

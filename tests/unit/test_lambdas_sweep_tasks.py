@@ -78,7 +78,7 @@ def published(aws: boto3.Session) -> Iterator[list[str]]:
     """The studies that a report was ordered of; nobody draws it here."""
     studies: list[str] = []
 
-    def take(params: dict[str, Any], **_: Any) -> tuple[SimpleNamespace, dict[str, Any]]:
+    def take(params: dict[str, Any], **_: Any) -> Any:
         assert params["headers"]["X-Amz-Invocation-Type"] == "Event"
         assert "publish_report" in params["url_path"]
         studies.append(json.loads(params["body"])["study_id"])
