@@ -103,6 +103,11 @@ def table(prefix: str, generic: str) -> Json:
 PUBLISHED = {"status": "COMPLETED", "cause": "", "report": "s3://…", "redrives": 0}
 DESCRIPTION = {"Containers": [{"ExitCode": 0}]}
 
+DATASET = {"name": "mnist", "location": "s3://bucket/datasets/mnist", "download": "true"}
+PREPARING = {"dataset": DATASET, "experiments": [{"name": "one"}]}
+READY = {"status": "READY", "cause": ""}
+DAMAGED = {"status": "DAMAGED", "cause": "mnist: a file is damaged"}
+
 TASKS = {
     "PlanStudy": Case(
         given={},
@@ -111,6 +116,21 @@ TASKS = {
         next="AcceptStudy",
         caught="FailStudy",
         **function(),
+    ),
+    "PrepareDataset": Case(
+        given=PREPARING,
+        result=DESCRIPTION,
+        output=PREPARING,
+        next="FindDataset",
+        **task("FindDataset"),
+    ),
+    "FindDataset": Case(
+        given=PREPARING,
+        result={"Item": {"status": {"S": "READY"}, "cause": {"S": ""}}},
+        output={**PREPARING, "found": READY},
+        next="AcceptDataset",
+        caught="GiveUpExperiments",
+        **table("DynamoDB", "AmazonDynamoDBException"),
     ),
     "MarkRunning": Case(
         given=ITEM,
@@ -203,6 +223,12 @@ CHOICES: list[tuple[str, Json, Json, str]] = [
     # state, input, what is different in the item, next state
     ("AcceptStudy", {"refusal": ""}, {}, "RunExperiments"),
     ("AcceptStudy", {"refusal": "study refused: 1 problem"}, {}, "RefuseStudy"),
+    ("AcceptStudy", {"refusal": "", "plan": {"total_usd": 1.5}}, {}, "ShowPlan"),
+    ("AcceptStudy", {"refusal": "", "dataset": None}, {}, "RunExperiments"),
+    ("AcceptStudy", {"refusal": "", "dataset": DATASET}, {}, "PrepareDataset"),
+    ("AcceptDataset", {**PREPARING, "found": READY}, {}, "RunExperiments"),
+    ("AcceptDataset", {**PREPARING, "found": DAMAGED}, {}, "GiveUpExperiments"),
+    ("AcceptDataset", PREPARING, {}, "GiveUpExperiments"),
     ("ServerEndedBadly", LOST, {}, "RunServer"),
     ("ServerEndedBadly", {**LOST, "restarts": -1}, {}, "LoseServer"),
     ("ServerEndedBadly", GAVE_UP, {}, "LoseServer"),
@@ -215,12 +241,22 @@ CHOICES: list[tuple[str, Json, Json, str]] = [
     ("DecideEnd", {"again": True}, {}, "PlanStudy"),
 ]
 
-PASSES = {
-    # state → input, output
-    "ServerEnded": ({}, {}),
-    "GoOnWithoutWorker": ({"rank": 1}, {"role": "worker"}),
-    "LeaveToReconcile": ({"name": "one", "error": {}}, {"name": "one", "error": {}}),
-    "StudyCompleted": (PUBLISHED, PUBLISHED),
+PASSES: dict[str, tuple[Json, Json, str | None]] = {
+    # state → input, output, next state
+    "ShowPlan": ({"plan": {"total_usd": 1.5}}, {"total_usd": 1.5}, None),
+    "GiveUpExperiments": (
+        {**PREPARING, "found": DAMAGED},
+        {
+            "unjudged": [
+                {"name": "one", "error": {"Error": "DatasetNotReady", "Cause": "mnist: a file is damaged"}}
+            ]
+        },
+        "ReconcileMetrics",
+    ),
+    "ServerEnded": ({}, {}, None),
+    "GoOnWithoutWorker": ({"rank": 1}, {"role": "worker"}, None),
+    "LeaveToReconcile": ({"name": "one", "error": {}}, {"name": "one", "error": {}}, None),
+    "StudyCompleted": (PUBLISHED, PUBLISHED, None),
 }
 
 FAILURES = {
@@ -357,8 +393,8 @@ def test_a_choice_leads_where_it_should(name: str, given: Json, different: Json,
 
 @pytest.mark.parametrize("name", PASSES)
 def test_a_state_that_does_nothing_hands_on_what_it_should(name: str) -> None:
-    given, output = PASSES[name]
-    assert run(name, given) == (output, None)
+    given, output, following = PASSES[name]
+    assert run(name, given) == (output, following)
 
 
 @pytest.mark.parametrize("name", FAILURES)
