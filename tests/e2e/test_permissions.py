@@ -216,7 +216,11 @@ def _run_side_by_side(cloud: Cloud, folder: Path) -> None:
         "keeping": _slow("keeping", checkpoint={"interval_seconds": 1}),
         "leaving": _slow("leaving"),
         "aborted": _slow("aborted", training={**QUICK, "epochs": 100}),
-        "redriven": _slow("redriven", checkpoint={"interval_seconds": 0.5}),
+        "redriven": _slow(
+            "redriven",
+            training={**QUICK, "epochs": 6, "batch_size": 128},
+            checkpoint={"interval_seconds": 0.5},
+        ),
     }
     arns = {name: start_study(cloud, name, study) for name, study in studies.items()}
     _leave_a_server(cloud, "leaving")
