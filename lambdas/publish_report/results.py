@@ -36,8 +36,6 @@ class ExperimentOutcome:
     """How its tasks ended, as far as ECS told."""
     records: Sequence[MetricRecord] = ()
     """In any order, any of them missing or there several times."""
-    tasks: Sequence[TaskOutcome] = ()
-    """How its tasks ended, as far as ECS remembered."""
 
 
 @dataclass(frozen=True, kw_only=True)
