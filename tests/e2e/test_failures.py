@@ -92,7 +92,7 @@ def test_killed_worker_fails_its_experiment_and_no_other(
     ends = {(end["role"], end["rank"]): end for end in result["task_ends"]}
     assert ends.keys() == {("server", 0), *(("worker", rank) for rank in range(3))}
     assert ends["worker", victim.rank]["exit_code"] == 137
-    assert "was lost" in " ".join(ends["server", 0]["last_lines"])
+    assert f"worker {victim.rank} vanished" in ends["server", 0]["last_lines"][-1]
     # And the sibling has completed
     assert json.loads(published(cloud, arn, "experiments/sibling.json") or "")["status"] == "COMPLETED"
     assert json.loads(published(cloud, arn, "experiments/victim.json") or "")["status"] == "FAILED"
