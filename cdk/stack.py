@@ -140,6 +140,7 @@ class LockstepStack(cdk.Stack):
             layers=[self.functions.report_layer],
         )
         table.grant(publish, "dynamodb:GetItem", "dynamodb:Query")
+        self._grant_rows(publish, "dynamodb:UpdateItem", keys.measured_partition("*"))
         publish.add_to_role_policy(
             iam.PolicyStatement(
                 actions=["s3:PutObject"], resources=[self.storage.bucket.arn_for_objects(f"{STUDIES}/*")]
@@ -224,9 +225,9 @@ class LockstepStack(cdk.Stack):
             "AnswerRendezvous", server, "states:SendTaskSuccess", "states:SendTaskFailure"
         )
 
-    def _grant_rows(self, role: iam.IRole, action: str, partitions: str) -> None:
+    def _grant_rows(self, grantee: iam.IGrantable, action: str, partitions: str) -> None:
         """`action` on the rows of the partitions that a pattern names, and on no other of the table."""
-        role.add_to_principal_policy(
+        grantee.grant_principal.add_to_principal_policy(
             iam.PolicyStatement(
                 actions=[action],
                 resources=[self.storage.table.table_arn],

@@ -40,7 +40,7 @@ from tests.e2e.grants import (
     superfluous,
 )
 from tests.e2e.machine import LONG, QUICK, await_end, client, running_tasks, start_study, until
-from tests.e2e.provocations import throttled
+from tests.e2e.provocations import function_name
 from tests.infrastructure.test_permissions import FUNCTION_TRACES, LOG_DELIVERY, MACHINE_TRACES, OWN_LOGS
 from tests.unit.torchvision_files import write_idx
 
@@ -278,10 +278,13 @@ def _redrive(cloud: Cloud, arn: str) -> None:
 
 def _run_untaken(cloud: Cloud, judge_role: str) -> None:
     """No metric line is taken and no verdict given: records are read from the log group, tasks ended afterwards."""
-    with throttled(cloud, "ingest_metrics"), _removed(cloud, judge_role, "dynamodb:GetItem"):
+    functions, ingest = client(cloud, "lambda"), function_name(cloud, "ingest_metrics")
+    functions.put_function_concurrency(FunctionName=ingest, ReservedConcurrentExecutions=0)
+    with _removed(cloud, judge_role, "dynamodb:GetItem"):
         arn = start_study(cloud, "untaken", _slow("untaken"))
         _leave_a_server(cloud, "untaken")
         await_end(cloud, arn)
+    functions.delete_function_concurrency(FunctionName=ingest)
 
 
 def _run_under_a_taken_name(cloud: Cloud) -> None:

@@ -57,7 +57,7 @@ FUNCTION_ACTIONS = {
         "logs:GetLogEvents",
         *TASKS,
     },
-    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "s3:PutObject"},
+    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "s3:PutObject"},
     "conclude_study": {
         "dynamodb:Query",
         "dynamodb:UpdateItem",
