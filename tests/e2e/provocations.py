@@ -4,6 +4,7 @@ A function that waits, or that has no time; a worker that nothing can run; a ser
 it is.
 """
 
+import json
 import os
 import re
 import select
@@ -49,7 +50,7 @@ def task_token(cloud: Cloud, arn: str, experiment: str) -> str | None:
 
 
 class Gate(socketserver.ThreadingTCPServer):
-    """Stands between a function and the table; what comes before it is opened waits."""
+    """Stands between a function and the table: while it is shut, what the function asks waits."""
 
     daemon_threads = True
     block_on_close = False
@@ -57,33 +58,48 @@ class Gate(socketserver.ThreadingTCPServer):
     def __init__(self, endpoint: str) -> None:
         self.upstream = (urlsplit(endpoint).hostname, urlsplit(endpoint).port)
         self.reached = threading.Event()
-        """The function has come so far as to ask for a row."""
+        """The function has asked since the gate was shut."""
         self.opened = threading.Event()
+        self.opened.set()
         super().__init__(("127.0.0.1", 0), _Passage)
+
+    @contextmanager
+    def shut(self) -> Iterator[None]:
+        """For as long as this lasts, or until it is `opened`: the function's state lasts until then."""
+        self.opened.clear()
+        self.reached.clear()
+        try:
+            yield
+        finally:
+            self.opened.set()
 
 
 class _Passage(socketserver.BaseRequestHandler):
-    """One connection through a gate."""
+    """One connection through a gate, which a function keeps for many requests."""
 
     server: Gate
     request: socket.socket
 
     def handle(self) -> None:
-        self.server.reached.set()
-        self.server.opened.wait(60)
         with socket.create_connection(self.server.upstream) as upstream:
             ways = {self.request: upstream, upstream: self.request}
-            while readable := select.select([*ways], [], [], 60)[0]:
+            while readable := select.select([*ways], [], [], 600)[0]:
                 for end in readable:
                     data = end.recv(1 << 16)
                     if not data:
                         return
+                    if end is self.request:
+                        self.server.reached.set()
+                        self.server.opened.wait(60)
                     ways[end].sendall(data)
 
 
 @contextmanager
-def held(cloud: Cloud, folder: str) -> Iterator[Gate]:
-    """A function gets no answer from the table before its gate is opened: its state lasts until then."""
+def gated(cloud: Cloud, folder: str) -> Iterator[Gate]:
+    """A function reaches the table through a gate.
+
+    For many tests at once: to change a function's configuration is to end its processes, whatever they do.
+    """
     functions, name = client(cloud, "lambda"), function_name(cloud, folder)
     usual = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
     with Gate(cloud.endpoint) as gate:
@@ -94,7 +110,6 @@ def held(cloud: Cloud, folder: str) -> Iterator[Gate]:
         try:
             yield gate
         finally:
-            gate.opened.set()
             functions.update_function_configuration(FunctionName=name, Environment={"Variables": usual})
             gate.shutdown()
 
@@ -155,8 +170,15 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
     states.update_state_machine(
         stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)
     )
+    role = states.describe_state_machine(stateMachineArn=machine)["roleArn"].rsplit("/", 1)[1]
+    statement = {"Effect": "Allow", "Action": "ecs:RunTask", "Resource": other}
+    policy = {"RoleName": role, "PolicyName": "RunTheOther"}
+    client(cloud, "iam").put_role_policy(
+        **policy, PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+    )
     try:
         yield
     finally:
+        client(cloud, "iam").delete_role_policy(**policy)
         states.update_state_machine(stateMachineArn=machine, definition=definition)
         ecs.deregister_task_definition(taskDefinition=other)

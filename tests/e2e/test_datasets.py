@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from local.cloud import Cloud
-from tests.e2e.machine import client, running_tasks
+from tests.e2e.machine import cause_of, client, running_tasks
 from tests.unit.torchvision_files import write_idx
 
 TRAINING = {"dataset": "mnist", "model": "mlp", "epochs": 1}
@@ -60,8 +60,9 @@ def test_a_data_set_is_prepared_once_for_all_studies_and_damage_is_told_before_a
 
     # Then the study has failed before any experiment began, with one cause that says what to do
     assert (failed["status"], failed["error"]) == ("FAILED", "StudyFailed")
-    assert failed["cause"].startswith("2 of 2 experiments failed. sync_1worker, async_1worker: ")
-    assert failed["cause"].endswith(
+    cause = cause_of(failed)
+    assert cause.startswith("2 of 2 experiments failed. sync_1worker, async_1worker: ")
+    assert cause.endswith(
         "no task of it was started: DatasetNotReady: mnist in"
         f" s3://{mnist}/datasets/mnist is damaged: MNIST/raw/train-labels-idx1-ubyte has other contents; remove it, and"
         " the next study that leaves training.data out fetches it anew: aws s3 rm --recursive"
@@ -80,10 +81,9 @@ def test_data_that_are_not_where_a_study_says_are_one_clear_cause_before_any_wor
     place = f"s3://{cloud.outputs['BucketName']}/datasets/nothing"
     failed = ended(start({**STUDY, "training": {**TRAINING, "data": place}}))
     assert failed["status"] == "FAILED"
-    assert (
-        f"DatasetNotReady: mnist: 4 of 4 files are not in {place}: MNIST/raw/train-images" in failed["cause"]
-    )
-    assert f"aws s3 cp --recursive --exclude '*.gz' data {place}/" in failed["cause"]
+    cause = cause_of(failed)
+    assert f"DatasetNotReady: mnist: 4 of 4 files are not in {place}: MNIST/raw/train-images" in cause
+    assert f"aws s3 cp --recursive --exclude '*.gz' data {place}/" in cause
     assert started_since(cloud, before) == ["prepare"]
 
 

@@ -185,4 +185,4 @@ def test_missing_data_is_one_clear_error(
     assert said in cause_of(described)
     page = published(cloud, arn, "report.html") or ""
     assert "First to fail: worker 0" in page
-    assert f"lockstep-worker: {said}" in page
+    assert f"lockstep-worker {study_of(arn)}/sync_1worker_seed0: {said}" in page

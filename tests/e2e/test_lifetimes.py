@@ -8,6 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,9 +35,10 @@ from tests.e2e.machine import (
     until,
 )
 from tests.e2e.provocations import (
+    Gate,
     frozen_server,
     function_name,
-    held,
+    gated,
     out_of_time,
     task_token,
     worker_container,
@@ -49,8 +51,16 @@ TIMEOUT_SECONDS = 30
 """The shortest that a study may ask for."""
 
 
+@pytest.fixture(scope="module")
+def gates(cloud: Cloud) -> Iterator[dict[str, Gate]]:
+    """Function → what it reaches the table through, in all tests of this file."""
+    folders = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report")
+    with ExitStack() as all_of_them:
+        yield {folder: all_of_them.enter_context(gated(cloud, folder)) for folder in folders}
+
+
 @pytest.fixture(scope="module", autouse=True)
-def timing_out(cloud: Cloud) -> Iterator[str]:
+def timing_out(cloud: Cloud, gates: dict[str, Gate]) -> Iterator[str]:  # noqa: ARG001 - before it starts
     """A study that runs into its timeout, while the other tests go on."""
     states = client(cloud, "stepfunctions")
     document = {**ENDLESS, "experiment_timeout_seconds": TIMEOUT_SECONDS}
@@ -125,9 +135,10 @@ def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
     return page
 
 
-def test_stopped_in_planning(cloud: Cloud, start: Callable[..., str]) -> None:
+def test_stopped_in_planning(cloud: Cloud, start: Callable[..., str], gates: dict[str, Gate]) -> None:
     """The plan is written after the execution has ended: nobody but the schedule finds it."""
-    with held(cloud, "plan_study") as gate:
+    gate = gates["plan_study"]
+    with gate.shut():
         arn = start(ENDLESS)
         assert gate.reached.wait(30)
         stop(cloud, arn, "while planning")
@@ -209,15 +220,20 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
 
 
 @pytest.mark.parametrize("function", ["judge_experiment", "reconcile_metrics", "publish_report"])
-def test_stopped_in_its_last_states(cloud: Cloud, start: Callable[..., str], function: str) -> None:
+def test_stopped_in_its_last_states(
+    cloud: Cloud, start: Callable[..., str], gates: dict[str, Gate], function: str
+) -> None:
+    gate = gates[function]
     state = "".join(word.capitalize() for word in function.split("_"))
-    with held(cloud, function) as gate:
+    with gate.shut():
         arn = start(SHORT)
         assert gate.reached.wait(60)
         stop(cloud, arn, f"in {state}")
+        judged = Status.COMPLETED  # what was judged before stays so
+        if function == "judge_experiment":
+            judged = Status.ABORTED  # and so does what clean-up has written before it was judged
+            until(lambda: {row.status for row in rows_of(cloud, arn)} == {judged}, 60, "clean-up")
         gate.opened.set()
-        # What was judged before stays so
-        judged = Status.ABORTED if function == "judge_experiment" else Status.COMPLETED
         assert_aborted(cloud, arn, f"in {state}", judged)
 
 
@@ -301,4 +317,4 @@ def test_timed_out(cloud: Cloud, timing_out: str, ended: Callable[..., dict[str,
     said = f"training did not end within EXPERIMENT_TIMEOUT_SECONDS={TIMEOUT_SECONDS}"
     page = assert_failed(cloud, described, f"server failed: {said}")
     assert "First to fail: server" in page
-    assert f"lockstep-server: {said}" in page
+    assert f"lockstep-server {study_of(timing_out)}/one: {said}" in page
