@@ -129,7 +129,10 @@ def test_that_the_data_set_was_ready_for_the_earlier_run_is_forgotten(
     context: LambdaContext, aws: boto3.Session
 ) -> None:
     """Otherwise a task that prepares it and ends without a word would be taken for one that succeeded."""
-    rows, key = aws.resource("dynamodb").Table(TABLE), {"pk": dataset_partition("study-1"), "sk": DATASET_SORT}
+    rows, key = (
+        aws.resource("dynamodb").Table(TABLE),
+        {"pk": dataset_partition("study-1"), "sk": DATASET_SORT},
+    )
     rows.put_item(Item={**key, DATASET_STATUS: DATASET_READY})
     call(context, again=True)
     assert "Item" not in rows.get_item(Key=key)

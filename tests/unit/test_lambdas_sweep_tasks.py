@@ -55,6 +55,11 @@ class Executions:
         self._table.put_plan(study_id, DOCUMENT, experiments, Execution(self.arn(study_id), started_at))
         return experiments
 
+    def redrive(self, study_id: str) -> None:
+        """As RedriveExecution does, which moto lacks: it runs again under its name, since its first start."""
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        execution.status = "RUNNING"
+
     def abort(self, study_id: str, **why: str) -> dict[str, Any]:
         """Stop an execution. Returns the event that EventBridge sends."""
         self._states.stop_execution(executionArn=self.arn(study_id), **why)
@@ -369,6 +374,61 @@ def test_a_report_that_was_not_ordered_is_ordered_by_the_next_call(
     call(SCHEDULED, context)
     call(SCHEDULED, context)
     assert (published, ecs.stopped) == (["stopped-1"], [])
+
+
+@pytest.mark.parametrize("began_again", ["while_tasks_end", "before"])
+def test_an_execution_that_was_redriven_meanwhile_is_left_alone(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    began_again: str,
+) -> None:
+    """It had ended when the sweep began, and runs when the study's turn comes to be concluded."""
+    (other, _) = executions.start("stopped-1")
+    (redriven, _) = executions.start("stopped-2")
+    slow = FakeTask(other.task_group, "server", lingers=3)
+    ecs.add(slow)
+    executions.abort("stopped-1")
+    executions.abort("stopped-2")
+    late = FakeTask(redriven.task_group, "server")
+
+    def redrive(_: float) -> None:
+        if late not in ecs.tasks:
+            executions.redrive("stopped-2")
+            ecs.add(late)
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", redrive)
+    if began_again == "while_tasks_end":
+        assert call(SCHEDULED, context) == {"stopped": 1, "left": 1}
+    else:
+        redrive(0)
+        assert call(SCHEDULED, context) == {"stopped": 1, "left": 0}
+    assert ecs.running() == [f"{redriven.task_group}/server/0"]
+    assert statuses(table, "stopped-2")[0] is Status.RUNNING
+    assert (published, table.open_studies()) == (["stopped-1"], ["stopped-2"])
+
+
+def test_a_study_that_failed_with_unfinished_experiments_is_reported_again(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    """ReconcileMetrics and all its retries failed: the report that is out shows rows as they were."""
+    (done, lost) = executions.start("failed-1")
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.end_study("failed-1", Status.FAILED)
+    ecs.add(ended(lost.task_group, "server"))
+    event = executions.abort("failed-1")
+    assert call(event, context) == {"stopped": 0, "left": 0}
+    assert statuses(table, "failed-1") == [Status.FAILED, Status.COMPLETED, Status.ABORTED]
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
+    assert published == ["failed-1"]
 
 
 def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(
