@@ -12,7 +12,7 @@ from typing import Self
 import boto3
 from botocore.exceptions import WaiterError
 
-from contract.plan import study_of_group
+from contract.plan import preparation_group, study_of_group
 from contract.table import TERMINAL, Status
 from lambdas.environment import SweepEnvironment
 from lambdas.sweep_tasks.executions import MISSING, EndedExecution, Executions
@@ -62,7 +62,8 @@ class Sweep:
         """Tell those of a study's `running` tasks to stop that nobody waits for.
 
         Where the execution has ended these are all, and it is returned: the study is to be concluded. Where it runs
-        they are those of experiments that have a verdict; nothing else of such a study is touched.
+        they are those of experiments that have a verdict, and the one that prepared the data set; nothing else of such
+        a study is touched.
         """
         execution = self.executions.ended(study_id)
         if execution is not None and not execution.is_certain(
@@ -139,14 +140,19 @@ class Sweep:
         return written
 
     def _stop_leftovers(self, study_id: str, running: list[Task]) -> None:
-        """Of a running execution: the tasks of experiments that have a verdict, which nobody waits for."""
-        if running:
-            judged = {
-                row.experiment.task_group
-                for row in self.table.experiments(study_id)
-                if row.status in TERMINAL
-            }
-            self._stop([task for task in running if task.group in judged], "the experiment has ended")
+        """Of a running execution: the tasks of experiments that have a verdict, or of a preparation that is over."""
+        if not running:
+            return
+        rows = self.table.experiments(study_id)
+        judged = {row.experiment.task_group for row in rows if row.status in TERMINAL}
+        self._stop([task for task in running if task.group in judged], "the experiment has ended")
+        statuses = {row.status for row in rows}
+        # Of a redriven study some have completed when the data set is prepared again.
+        if Status.RUNNING in statuses or Status.PLANNED not in statuses:
+            preparation = preparation_group(study_id)
+            self._stop(
+                [task for task in running if task.group == preparation], "the data set is waited for no more"
+            )
 
     def _stop(self, tasks: Iterable[Task], reason: str) -> None:
         tasks = list(tasks)

@@ -187,7 +187,7 @@ TASKS = {
         output={"name": "one", "status": "COMPLETED"},
         next=None,
         caught="LeaveToReconcile",
-        **function({OUT_OF_TIME: 3, "WaiterError": 3}),
+        **function({OUT_OF_TIME: 3, "WaiterError": 3, "ExceptionGroup": 3}),
     ),
     "ReconcileMetrics": Case(
         given={"unjudged": []},

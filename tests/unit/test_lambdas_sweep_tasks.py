@@ -12,9 +12,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 from moto.stepfunctions.models import stepfunctions_backends
 
-from contract.plan import Experiment, plan
+from contract.plan import Experiment, plan, preparation_group
 from contract.study import parse_study
-from contract.table import Status
+from contract.table import Status, experiment_sort, study_partition
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import Execution, ExperimentTable
 from lambdas.verdict import Verdict
@@ -285,6 +285,38 @@ def test_tasks_that_outlive_their_experiments_verdict_are_stopped(
     assert {label.rsplit("/", 2)[0] for label in ecs.running()} == {running.task_group}
     assert {reason.partition(": ")[2] for reason in ecs.stopped} == {"Lockstep: the experiment has ended"}
     assert table.experiments("running-1") == before
+
+
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("first", "second", "over"),
+    [
+        (Status.PLANNED, Status.PLANNED, False),
+        (Status.COMPLETED, Status.PLANNED, False),  # of a redriven study
+        (Status.RUNNING, Status.PLANNED, True),
+        (Status.FAILED, Status.FAILED, True),
+    ],
+)
+def test_a_task_that_prepares_a_data_set_is_stopped_once_nobody_waits_for_it(
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    *,
+    first: Status,
+    second: Status,
+    over: bool,
+) -> None:
+    """Its state was given up, and stopping the task is by best effort."""
+    for experiment, status in zip(executions.start("running-1"), (first, second), strict=True):
+        boto3.resource("dynamodb").Table(TABLE).update_item(
+            Key={"pk": study_partition("running-1"), "sk": experiment_sort(experiment.name)},
+            UpdateExpression="SET #status = :status",
+            ExpressionAttributeNames={"#status": "status"},
+            ExpressionAttributeValues={":status": status},
+        )
+    ecs.add(FakeTask(preparation_group("running-1"), "prepare"))
+    assert call(SCHEDULED, context) == {"stopped": int(over), "left": 0}
+    assert len(ecs.running()) == int(not over)
 
 
 def test_the_schedule_finds_what_no_event_told(
