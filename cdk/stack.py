@@ -212,7 +212,7 @@ class LockstepStack(cdk.Stack):
         self._grant_task_control(stop)
         state_machine.grant(stop, "states:ListExecutions")
         state_machine.grant_execution(stop, "states:StopExecution")
-        Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training])
+        Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training, self.network])
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
