@@ -12,6 +12,7 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 
 import statemachine
 from contract.catalogue import Dataset
+from contract.cost import STUDY_REQUESTS
 from contract.plan import Experiment, plan, preparation_group, study_of_group
 from contract.preparation import Preparation
 from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
@@ -126,6 +127,13 @@ def test_every_error_is_caught_where_it_happens_or_around(machine: Machine) -> N
     assert list(uncaught(machine)) == ["ConcludeStudy"]
     parallel = states(machine)["TrainTogether"]
     assert len(parallel["Branches"]) == 2
+
+
+def test_the_estimate_counts_every_function_that_a_study_calls_once(machine: Machine) -> None:
+    called = [
+        name for name, state in machine["States"].items() if "lambda:invoke" in state.get("Resource", "")
+    ]
+    assert len(called) == STUDY_REQUESTS
 
 
 def test_no_task_waits_without_an_end(
