@@ -508,7 +508,10 @@ def test_judging_is_told_of_an_error_only_where_there_was_one(
     }
 
 
-def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
+@pytest.mark.parametrize(("told", "redrives"), [({}, 0), ({"RedriveCount": 2}, 2)])
+def test_planning_is_told_which_execution_it_is_for(
+    rendered: Machine, told: dict[str, int], redrives: int
+) -> None:
     """Its name alone may have been that of another one."""
     context = {
         "Execution": {
@@ -516,6 +519,7 @@ def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
             "Id": "arn:aws:states:…:study-1",
             "StartTime": "2026-03-01T12:00:00Z",
             "Input": {"seeds": [0]},
+            **told,
         }
     }
     payload = rendered["States"]["PlanStudy"]["Arguments"]["Payload"]
@@ -524,6 +528,7 @@ def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
         "study_id": "study-1",
         "execution_arn": "arn:aws:states:…:study-1",
         "execution_started_at": "2026-03-01T12:00:00Z",
+        "redrives": redrives,
         "study": {"seeds": [0]},
     }
 
