@@ -36,6 +36,8 @@ class Sweep:
     """time.monotonic() at which no task is waited for any more."""
     stopped: int = 0
     """Tasks that were told to stop."""
+    orphans: int = 0
+    """Those of them that nobody else was about to stop."""
 
     @classmethod
     def of(cls, environment: SweepEnvironment, deadline: float) -> Self:
@@ -79,7 +81,7 @@ class Sweep:
                 self.table.begin_stop(row.experiment)
         finally:
             # Whatever became of the rows: no task outlives its execution.
-            self._stop(running, execution.reason)
+            self._stop(running, execution.reason, orphans=execution.is_long_over)
         return execution
 
     def conclude(self, study_id: str, execution: EndedExecution, *, is_open: bool) -> bool:
@@ -154,10 +156,11 @@ class Sweep:
                 [task for task in running if task.group == preparation], "the data set is waited for no more"
             )
 
-    def _stop(self, tasks: Iterable[Task], reason: str) -> None:
+    def _stop(self, tasks: Iterable[Task], reason: str, *, orphans: bool = True) -> None:
         tasks = list(tasks)
         self.tasks.stop(tasks, _named(reason))
         self.stopped += len(tasks)
+        self.orphans += len(tasks) if orphans else 0
 
 
 def _named(reason: str) -> str:

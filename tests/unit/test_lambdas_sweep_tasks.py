@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,6 +60,12 @@ class Executions:
         """As RedriveExecution does, which moto lacks: it runs again under its name, since its first start."""
         execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
         execution.status = "RUNNING"
+
+    def grow_old(self, study_id: str) -> None:
+        """As if the execution had ended a while ago."""
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        assert execution.stop_date is not None
+        execution.stop_date -= timedelta(minutes=5)
 
     def abort(self, study_id: str, **why: str) -> dict[str, Any]:
         """Stop an execution. Returns the event that EventBridge sends."""
@@ -618,14 +625,46 @@ def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) ->
 
 
 @pytest.mark.usefixtures("table")
-def test_stopped_tasks_are_counted_where_there_were_any(
+def test_stopped_tasks_are_counted_where_they_ran_on_for_minutes(
     ecs: FakeEcs, executions: Executions, context: LambdaContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A number that is not sent costs nothing."""
     (one, _) = executions.start("stopped-1")
     ecs.add(*tasks_of(one))
-    call(executions.abort("stopped-1"), context)
-    (counted,) = (line for line in map(json.loads, capsys.readouterr().out.splitlines()) if "_aws" in line)
-    assert (counted["stack"], counted["TasksSwept"]) == (STACK, [3.0])
+    executions.abort("stopped-1")
+    executions.grow_old("stopped-1")
     call(SCHEDULED, context)
-    assert "_aws" not in capsys.readouterr().out
+    assert counted(capsys) == [(STACK, [3.0])]
+    call(SCHEDULED, context)
+    assert counted(capsys) == []
+
+
+@pytest.mark.usefixtures("table")
+def test_tasks_of_an_execution_that_somebody_has_just_stopped_are_no_orphans(
+    ecs: FakeEcs, executions: Executions, context: LambdaContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step Functions is about to stop them itself."""
+    (one, _) = executions.start("stopped-1")
+    ecs.add(*tasks_of(one))
+    assert call(executions.abort("stopped-1"), context) == {"stopped": 3, "left": 0}
+    assert counted(capsys) == []
+
+
+def test_tasks_that_outlive_their_experiments_verdict_are_counted(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (judged, _) = executions.start("running-1")
+    ecs.add(*tasks_of(judged))
+    table.settle(judged, Verdict(Status.COMPLETED))
+    call(SCHEDULED, context)
+    assert counted(capsys) == [(STACK, [3.0])]
+
+
+def counted(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, list[float]]]:
+    """Stack and number of each metric that was sent."""
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return [(line["stack"], line["TasksSwept"]) for line in lines if "_aws" in line]
