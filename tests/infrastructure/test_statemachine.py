@@ -378,6 +378,8 @@ def life(
                 if evaluated(choice["Condition"], states={"input": given}, **variables)
             )
             name = next(met, state["Default"])
+        elif state["Type"] == "Wait":
+            name = state["Next"]
         else:
             return Life(starts, name)
 
