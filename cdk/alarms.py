@@ -62,7 +62,7 @@ class Alarms(Construct):
             (
                 "OrphanTasks",
                 own_metric(self, TASKS_SWEPT, "Sum"),
-                "tasks ran on after their execution had ended, and were stopped",
+                "tasks ran on for minutes after their execution had ended, and were stopped",
             ),
             (
                 "SweepErrors",

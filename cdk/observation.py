@@ -11,8 +11,11 @@ from cdk.alarms import Alarms
 from cdk.dashboard import Dashboard
 from cdk.undelivered import Undelivered
 
-CALLED_BY_EVENTS = ("ingest_metrics", "sweep_tasks")
-"""Functions that no state waits for: nobody else would learn that they failed."""
+CALLED_BY_EVENTS = ("ingest_metrics", "sweep_tasks", "publish_report")
+"""Functions whose caller does not wait: nobody else would learn that they failed.
+
+publish_report is waited for by its state, and not by sweep_tasks, which closes the study at once.
+"""
 
 
 class Observation(Construct):

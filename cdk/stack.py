@@ -212,7 +212,18 @@ class LockstepStack(cdk.Stack):
         self._grant_task_control(stop)
         state_machine.grant(stop, "states:ListExecutions")
         state_machine.grant_execution(stop, "states:StopExecution")
-        Deletion(self, "Deletion", function=stop, before=[self.workflow, self.training])
+        Deletion(
+            self,
+            "Deletion",
+            function=stop,
+            before=[
+                self.workflow,
+                self.training,
+                # Of the network what tasks cannot be without: the rest has a condition, and is not to be depended on.
+                self.network.vpc,
+                self.network.task_security_group,
+            ],
+        )
 
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""

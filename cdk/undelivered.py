@@ -1,7 +1,8 @@
 """Undelivered: what the functions that nobody waits for could not do, kept for people to look at.
 
-Nothing is lost without it: records are read again from the log group when their study ends, and the sweeper comes again
-within minutes. It says that there is something to mend, with the event and the error.
+Without it no record and no task would be lost: records are read again from the log group when their study ends, and the
+sweeper comes again within minutes. A report that the sweeper ordered is drawn by nobody else. It says that there is
+something to mend, with the event and the error.
 """
 
 import aws_cdk as cdk

@@ -28,10 +28,10 @@ INGEST_GB_SECONDS: Final = 0.25 * 0.2
 JUDGE_GB_SECONDS: Final = 0.25 * 10
 """JudgeExperiment: 256 MiB, for as long as ECS takes to say that tasks have ended."""
 
-STUDY_GB_SECONDS: Final = 0.25 * 5 + 0.5 * 60 + 2.0 * 20
-"""PlanStudy; ReconcileMetrics, which waits for records on their way; PublishReport, which draws."""
+STUDY_GB_SECONDS: Final = 0.25 * 5 + 0.5 * 60 + 2.0 * 20 + 0.25 * 2
+"""PlanStudy; ReconcileMetrics, which waits for records on their way; PublishReport, which draws; ConcludeStudy."""
 
-STUDY_REQUESTS: Final = 3
+STUDY_REQUESTS: Final = 4
 TRANSITIONS_OF_STUDY: Final = 8
 TRANSITIONS_OF_EXPERIMENT: Final = 8
 TRANSITIONS_OF_SERVER: Final = 5

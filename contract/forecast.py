@@ -18,8 +18,8 @@ from contract.fargate import CPU_UNITS_OF_A_VCPU
 from contract.history import Measured
 from contract.plan import Experiment
 from contract.prices import US_EAST_1, Architecture, Prices, dollars
-from contract.quota import Demand, Quota, fitting, quota_problems
-from contract.study import Study
+from contract.quota import LAUNCH_BURST, Demand, Quota, fitting, quota_problems
+from contract.study import Study, duration_problems
 
 STUDY_SECONDS_ON_AWS: Final = 180.0
 """Planning, waiting for records on their way, drawing the report; a minute or two more than the experiments take."""
@@ -144,8 +144,12 @@ def forecast(
         peak_vcpus=sum(_largest([each.on_demand_vcpus + each.spot_vcpus for each in demands], parallel)),
         quotas=list(quotas),
         duration_seconds=terms.study_seconds + side_by_side_seconds(walls, parallel),
-        problems=[*quota_problems(demands, quotas), *_cost_problems(study, cost, terms)],
-        notes=[*notes, *_notes(terms, asked, parallel)],
+        problems=[
+            *quota_problems(demands, quotas),
+            *_duration_problems(study, len(experiments), parallel),
+            *_cost_problems(study, cost, terms),
+        ],
+        notes=[*notes, *_parallel_notes(asked, parallel, fitting(demands, [], asked)), *_price_notes(terms)],
     )
 
 
@@ -234,15 +238,26 @@ def _cost_problems(study: Study, cost: Cost, terms: Terms) -> list[str]:
     ]
 
 
-def _notes(terms: Terms, asked: int, parallel: int) -> list[str]:
-    notes = []
-    if parallel < asked:
-        notes.append(
-            f"max_parallel_experiments: lowered from {asked} to {parallel}, to stay within the quota"
-        )
-    if terms.region and terms.region != terms.prices.region:
-        notes.append(
-            f"prices are those of {terms.prices.region}, and the study runs in {terms.region}:"
-            " deploy with that region's (context prices)"
-        )
-    return notes
+def _duration_problems(study: Study, experiments: int, parallel: int) -> list[str]:
+    """The study itself was looked at with as many at a time as it asks for."""
+    if parallel == study.max_parallel_experiments:
+        return []
+    way_out = "choose fewer workers or smaller tasks, so that more run at a time"
+    return duration_problems(experiments, study.experiment_timeout_seconds, parallel, way_out)
+
+
+def _parallel_notes(asked: int, parallel: int, startable: int) -> list[str]:
+    """`startable`: how many would run at a time if there were no quota of vCPUs."""
+    if parallel == asked:
+        return []
+    bound = "quota" if parallel < startable else f"{LAUNCH_BURST} tasks that Fargate starts at once"
+    return [f"max_parallel_experiments: lowered from {asked} to {parallel}, to stay within the {bound}"]
+
+
+def _price_notes(terms: Terms) -> list[str]:
+    if not terms.region or terms.region == terms.prices.region:
+        return []
+    return [
+        f"prices are those of {terms.prices.region}, and the study runs in {terms.region}:"
+        " deploy with that region's (context prices)"
+    ]

@@ -302,19 +302,26 @@ def _unfit(study: Study) -> list[str]:
     problems += _spot_problems(study)
     if study.training.optimizer == "adam" and any(cell.mode is Mode.STALENESS_AWARE for cell in cells):
         problems.append("training.optimizer: adam undoes the weights of mode staleness-aware; choose sgd")
-    problems += _duration_problems(study, len(cells))
+    problems += duration_problems(
+        len(cells),
+        study.experiment_timeout_seconds,
+        study.max_parallel_experiments,
+        "raise max_parallel_experiments",
+    )
     return problems
 
 
-def _duration_problems(study: Study, experiments: int) -> list[str]:
-    """Why a study could run out of time, were every experiment to take as long as it may."""
-    rounds = -(-experiments // study.max_parallel_experiments)
-    if (seconds := rounds * study.experiment_timeout_seconds) <= MAX_STUDY_SECONDS:
+def duration_problems(experiments: int, timeout_seconds: int, at_a_time: int, way_out: str) -> list[str]:
+    """Why a study could run out of time, were every experiment to take as long as it may.
+
+    `way_out`: what lets more of them run at a time.
+    """
+    rounds = -(-experiments // at_a_time)
+    if (seconds := rounds * timeout_seconds) <= MAX_STUDY_SECONDS:
         return []
     return [
-        f"experiment_timeout_seconds: {experiments} experiments of {study.experiment_timeout_seconds:,} s,"
-        f" {study.max_parallel_experiments} at a time, may take {seconds:,} s; a study has {MAX_STUDY_SECONDS:,} s:"
-        " lower it, raise max_parallel_experiments, or split the study"
+        f"experiment_timeout_seconds: {experiments} experiments of {timeout_seconds:,} s, {at_a_time} at a time,"
+        f" may take {seconds:,} s; a study has {MAX_STUDY_SECONDS:,} s: lower it, {way_out}, or split the study"
     ]
 
 

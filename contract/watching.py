@@ -31,7 +31,7 @@ INGEST_LAG: Final = Metric("IngestLagSeconds", "Seconds")
 """From when a record was emitted to when it was stored; of each delivery its oldest record."""
 
 TASKS_SWEPT: Final = Metric("TasksSwept", "Count")
-"""Tasks that ran on without an execution and were stopped."""
+"""Tasks that ran on, minutes after their execution had ended or after their experiment's verdict, and were stopped."""
 
 ACCURACY: Final = Metric("AccuracyPercent", "Percent")
 """Of each worker on its share of the test set; the mean over an epoch's workers is the experiment's."""

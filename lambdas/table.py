@@ -201,9 +201,12 @@ class ExperimentTable:
             status=Status.STOPPING,
         )
 
-    def abort(self, experiment: Experiment, cause: str, tasks: Sequence[TaskOutcome] = ()) -> None:
-        """Write that an experiment without a verdict was ABORTED, and how its tasks ended, of which none is left."""
-        self._update_unless(
+    def abort(self, experiment: Experiment, cause: str, tasks: Sequence[TaskOutcome] = ()) -> bool:
+        """Write that an experiment without a verdict was ABORTED, and how its tasks ended, of which none is left.
+
+        Returns whether it was written.
+        """
+        return self._update_unless(
             _experiment_key(experiment.study_id, experiment.name),
             forbidden=keys.TERMINAL,
             status=Status.ABORTED,
@@ -230,7 +233,8 @@ class ExperimentTable:
     def clear_unfinished(self, study_id: str) -> list[Experiment]:
         """Make a study that has ended ready to be run again: its experiments that did not complete are PLANNED as new.
 
-        What they have left goes: records, task tokens, what servers announced. The study is RUNNING. Returns them.
+        What they have left goes: records, task tokens, what servers announced; so does that the data set was ready.
+        The study is RUNNING. Returns them.
         """
         unfinished = [
             row.experiment for row in self.experiments(study_id) if row.status is not Status.COMPLETED
@@ -240,6 +244,7 @@ class ExperimentTable:
             self._remove(keys.server_partition(study_id, experiment.name), keys.SERVER_PREFIX)
             self._remove(keys.study_partition(study_id), keys.rendezvous_prefix(experiment.name))
             self._begin_anew(_experiment_key(study_id, experiment.name), Status.PLANNED)
+        self._remove(keys.dataset_partition(study_id), keys.DATASET_SORT)
         self._begin_anew(_study_key(study_id), Status.RUNNING)
         return unfinished
 

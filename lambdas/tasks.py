@@ -88,11 +88,11 @@ class TaskList:
             ending = {task.arn for task in [*running, *ended] if not task.ended}
             if not ending:
                 return ended
-            self._await_end(sorted(ending), deadline - time.monotonic())
+            self._await_end(sorted(ending), deadline)
 
-    def _await_end(self, arns: list[str], patience_seconds: float) -> None:
-        attempts = max(1, int(patience_seconds // POLL_SECONDS))
+    def _await_end(self, arns: list[str], deadline: float) -> None:
         for some in _chunks(arns):
+            attempts = max(1, int((deadline - time.monotonic()) // POLL_SECONDS))
             self._ecs.get_waiter("tasks_stopped").wait(
                 cluster=self._cluster,
                 tasks=some,

@@ -1,6 +1,6 @@
 """How server and workers find each other through the table: address, certificate and token of the server.
 
-Runs in both roles on AWS and on the embedded cloud; with s3_prefix.py, the only code of the runtime that calls AWS.
+Runs in both roles on AWS and on the embedded cloud.
 """
 
 import json

@@ -30,7 +30,9 @@ logger = Logger(service="plan_study")
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
     """Plan one study, or refuse it: then `refusal` names every problem and nothing was written.
 
-    Of a dry run the answer holds `plan`, a Forecast, with what would have been refused among its problems.
+    Of a dry run the answer holds `plan`, a Forecast, with what would have been refused among its problems. A redriven
+    study keeps its plan, and runs as many experiments at a time as the quota bears by now. It is not refused: an
+    execution that was could not be redriven any more.
     """
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
@@ -45,11 +47,16 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
             expected = _forecast(study, experiments, environment)
             logger.info("planned", experiments=len(experiments), dry_run=True)
             return {"refusal": "", "experiments": [], "plan": expected.model_dump(mode="json")}
-        expected = _planned_before(table, study_id, execution) or _forecast(study, experiments, environment)
+        before = _planned_before(table, study_id, execution)
+        expected = before or _forecast(study, experiments, environment)
         if expected.problems:
             raise StudyRefused(expected.problems)
         table.put_plan(study_id, event["study"], experiments, execution, expected)
         completed = table.completed(study_id)
+        at_a_time = expected.max_parallel_experiments
+        # An execution that began before this was deployed does not say so.
+        if before and event.get("redrives", 0):
+            at_a_time = _forecast(study, experiments, environment).max_parallel_experiments
     except StudyRefused as refusal:
         logger.info("refused", problems=refusal.problems)
         return {"refusal": str(refusal), "experiments": []}
@@ -58,7 +65,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         "refusal": "",
         "dataset": to_prepare(study.training, experiments[0].training),
         "experiments": [item for item in items if item["name"] not in completed],
-        "max_parallel_experiments": expected.max_parallel_experiments,
+        "max_parallel_experiments": at_a_time,
     }
 
 

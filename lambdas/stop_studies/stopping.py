@@ -17,22 +17,37 @@ if TYPE_CHECKING:
 
 ERROR, CAUSE = "StackDeleted", "the stack is being deleted"
 
+LOOK_AGAIN_SECONDS = 10
+"""Between two looks that find nothing: an experiment of a stopped study may be about to start a task until it next
+changes state."""
+
 
 def stop_all(environment: StopEnvironment, deadline: float) -> str:
     """Empty once nothing runs; else what was left at `deadline`, as time.monotonic() tells it."""
     states = boto3.client("stepfunctions")
     tasks = TaskList.of(environment.cluster_arn)
+    quiet = False
     while True:
         # First the executions, then the tasks that they have started; and again, for what came meanwhile.
         stopped = _stop_executions(states, environment.state_machine_arn)
+        found = bool(stopped or tasks.running())
         try:
             tasks.end(lambda _: True, f"Lockstep: {CAUSE}", deadline - time.monotonic())
         except WaiterError:
             return f"{len(tasks.running())} tasks run and others have not ended yet; delete the stack again"
-        if not stopped:
+        if quiet and not found:
             return ""
-        if time.monotonic() > deadline:
-            return f"studies are still being started: {', '.join(stopped)}; delete the stack again"
+        if time.monotonic() + LOOK_AGAIN_SECONDS > deadline:
+            return _not_quiet(stopped)
+        quiet = not found
+        if quiet:
+            time.sleep(LOOK_AGAIN_SECONDS)
+
+
+def _not_quiet(stopped: list[str]) -> str:
+    if stopped:
+        return f"studies are still being started: {', '.join(stopped)}; delete the stack again"
+    return "no time was left to see that no task is started any more; delete the stack again"
 
 
 def _stop_executions(states: "SFNClient", state_machine_arn: str) -> list[str]:

@@ -23,6 +23,9 @@ MISSING: Final = "MISSING"
 CERTAIN_AFTER: Final = timedelta(minutes=5)
 """DescribeExecution is eventually consistent (API reference): an execution that has just begun may look missing."""
 
+ORPHANED_AFTER: Final = timedelta(minutes=2)
+"""Step Functions stops the tasks of a stopped execution itself, by best effort; what runs on longer it has missed."""
+
 SAME_START: Final = timedelta(seconds=1)
 
 MAX_TOLD: Final = 2000
@@ -37,6 +40,7 @@ class EndedExecution:
     error: str = ""
     cause: str = ""
     started_at: datetime | None = None
+    ended_at: datetime | None = None
 
     @property
     def reason(self) -> str:
@@ -54,6 +58,11 @@ class EndedExecution:
         if self.status != MISSING or study is None:
             return True
         return datetime.now(UTC) - datetime.fromisoformat(study.created_at) > CERTAIN_AFTER
+
+    @property
+    def is_long_over(self) -> bool:
+        """Whether tasks of it that run were missed by everybody else."""
+        return self.ended_at is None or datetime.now(UTC) - self.ended_at > ORPHANED_AFTER
 
     def is_of(self, study: StudyRow) -> bool:
         """Whether it is the study's own execution: 90 days after the end of one its name is free for another."""
@@ -83,5 +92,9 @@ class Executions:
         if found["status"] not in ENDED:
             return None
         return EndedExecution(
-            found["status"], found.get("error", ""), found.get("cause", ""), found["startDate"]
+            status=found["status"],
+            error=found.get("error", ""),
+            cause=found.get("cause", ""),
+            started_at=found["startDate"],
+            ended_at=found.get("stopDate"),
         )

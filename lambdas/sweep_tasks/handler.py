@@ -56,8 +56,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:
             done = sweep.conclude(study_id, execution, is_open=study_id in open_studies)
             logger.info("swept", study_id=study_id, status=execution.status, done=done)
             left += not done
-    if sweep.stopped:  # a number that is sent costs for its hour, one that is not counts as 0
-        emit(environment.stack_name, [(TASKS_SWEPT, float(sweep.stopped))])
+    if sweep.orphans:  # a number that is sent costs for its hour, one that is not counts as 0
+        emit(environment.stack_name, [(TASKS_SWEPT, float(sweep.orphans))])
     if failures:
         raise ExceptionGroup(f"not everything could be swept: {len(failures)} failed", failures)
     return {"stopped": sweep.stopped, "left": left}

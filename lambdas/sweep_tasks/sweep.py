@@ -12,7 +12,7 @@ from typing import Self
 import boto3
 from botocore.exceptions import WaiterError
 
-from contract.plan import study_of_group
+from contract.plan import preparation_group, study_of_group
 from contract.table import TERMINAL, Status
 from lambdas.environment import SweepEnvironment
 from lambdas.sweep_tasks.executions import MISSING, EndedExecution, Executions
@@ -36,6 +36,8 @@ class Sweep:
     """time.monotonic() at which no task is waited for any more."""
     stopped: int = 0
     """Tasks that were told to stop."""
+    orphans: int = 0
+    """Those of them that nobody else was about to stop."""
 
     @classmethod
     def of(cls, environment: SweepEnvironment, deadline: float) -> Self:
@@ -62,7 +64,8 @@ class Sweep:
         """Tell those of a study's `running` tasks to stop that nobody waits for.
 
         Where the execution has ended these are all, and it is returned: the study is to be concluded. Where it runs
-        they are those of experiments that have a verdict; nothing else of such a study is touched.
+        they are those of experiments that have a verdict, and the one that prepared the data set; nothing else of such
+        a study is touched.
         """
         execution = self.executions.ended(study_id)
         if execution is not None and not execution.is_certain(
@@ -78,61 +81,86 @@ class Sweep:
                 self.table.begin_stop(row.experiment)
         finally:
             # Whatever became of the rows: no task outlives its execution.
-            self._stop(running, execution.reason)
+            self._stop(running, execution.reason, orphans=execution.is_long_over)
         return execution
 
     def conclude(self, study_id: str, execution: EndedExecution, *, is_open: bool) -> bool:
         """Write how a study of an ended execution ended, once none of its tasks is left, and have it reported.
 
-        `is_open`: it was among the open studies. Returns whether it is done; what is not is for the next call.
+        `is_open`: it was among the open studies. Returns whether it is done; what is not is for the next call. A study
+        that was redriven since `begin` is left as it is; one that failed with experiments unfinished is reported anew.
         """
+        if self._runs_again(study_id):
+            return False
         study = self.table.study(study_id)
         if study is None:
             return True
         if not execution.is_of(study):
             execution = EndedExecution(MISSING)
-        unfinished = [row for row in self.table.experiments(study_id) if row.status not in TERMINAL]
-        if unfinished and not self._abort(study_id, unfinished, execution):
-            return False
+        rows = self.table.experiments(study_id)
+        unfinished = [row for row in rows if row.status not in TERMINAL]
+        corrected = False
+        if unfinished:
+            ended = self._end_tasks(study_id, execution)
+            if ended is None or self._runs_again(study_id):
+                return False
+            corrected = self._abort(study_id, unfinished, execution, ended)
         aborted = self.table.end_study(study_id, Status.ABORTED, execution.told)
-        # One that was aborted and is open still: whoever wrote so did not live to have it reported.
-        if aborted or (study.status is Status.ABORTED and is_open):
+        # Something was aborted before, and the study is open still: whoever wrote so did not live to have it reported.
+        unreported = is_open and Status.ABORTED in {study.status, *(row.status for row in rows)}
+        if aborted or corrected or unreported:
             self.publish(study_id)
         self.table.close(study_id)
         return True
 
-    def _abort(self, study_id: str, unfinished: list[ExperimentRow], execution: EndedExecution) -> bool:
-        """Abort experiments once every task of the study has ended; returns whether that was soon enough."""
+    def _runs_again(self, study_id: str) -> bool:
+        """Whether the execution, which had ended, was redriven while other studies, or its tasks, were waited for."""
+        return self.executions.ended(study_id) is None
+
+    def _end_tasks(self, study_id: str, execution: EndedExecution) -> list[Task] | None:
+        """Every task of the study, once all have ended; None where that is not soon enough."""
         patience = self.deadline - time.monotonic()
         if patience <= 0:
-            return False
+            return None
         try:
-            ended = self.tasks.end(
+            return self.tasks.end(
                 lambda task: study_of_group(task.group) == study_id, _named(execution.reason), patience
             )
         except WaiterError:
-            return False
+            return None
+
+    def _abort(
+        self, study_id: str, unfinished: list[ExperimentRow], execution: EndedExecution, ended: list[Task]
+    ) -> bool:
+        """Abort experiments whose tasks have ended; returns whether any had no verdict still."""
+        written = False
         for row in unfinished:
             group = row.experiment.task_group
             outcomes = of_this_run((task.outcome for task in ended if task.group == group), row.started_at)
             records = self.table.records(study_id, row.experiment.name) if outcomes else []
-            self.table.abort(row.experiment, execution.told, self.logs.attached(outcomes, records))
-        return True
+            written |= self.table.abort(row.experiment, execution.told, self.logs.attached(outcomes, records))
+        return written
 
     def _stop_leftovers(self, study_id: str, running: list[Task]) -> None:
-        """Of a running execution: the tasks of experiments that have a verdict, which nobody waits for."""
-        if running:
-            judged = {
-                row.experiment.task_group
-                for row in self.table.experiments(study_id)
-                if row.status in TERMINAL
-            }
-            self._stop([task for task in running if task.group in judged], "the experiment has ended")
+        """Of a running execution: the tasks of experiments that have a verdict, or of a preparation that is over."""
+        if not running:
+            return
+        rows = self.table.experiments(study_id)
+        judged = {row.experiment.task_group for row in rows if row.status in TERMINAL}
+        self._stop([task for task in running if task.group in judged], "the experiment has ended")
+        statuses = {row.status for row in rows}
+        # Of a redriven study some have completed when the data set is prepared again.
+        if Status.RUNNING in statuses or Status.PLANNED not in statuses:
+            preparation = preparation_group(study_id)
+            self._stop(
+                [task for task in running if task.group == preparation], "the data set is waited for no more"
+            )
 
-    def _stop(self, tasks: Iterable[Task], reason: str) -> None:
+    def _stop(self, tasks: Iterable[Task], reason: str, *, orphans: bool = True) -> None:
         tasks = list(tasks)
         self.tasks.stop(tasks, _named(reason))
         self.stopped += len(tasks)
+        self.orphans += len(tasks) if orphans else 0
 
 
 def _named(reason: str) -> str:

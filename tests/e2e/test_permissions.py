@@ -67,7 +67,7 @@ UNEXERCISED = [
     ),
     *(
         Unexercised(f"Functions{name}Role", "sqs:SendMessage", "AWS Lambda Developer Guide, destinations")
-        for name in ("IngestMetrics", "SweepTasks")
+        for name in ("IngestMetrics", "SweepTasks", "PublishReport")
     ),
     *(
         Unexercised("WorkflowRole", action, "X-Ray Developer Guide, AWS Step Functions and AWS X-Ray")

@@ -17,7 +17,7 @@ MAX_BYTES = 262_144
 
 ITEMS = {"RunServers": MAX_SHARDS, "AwaitServers": MAX_SHARDS, "RunWorkers": MAX_WORKERS}
 
-OWN_EVENTS = {"Pass": 2, "Choice": 2, "Succeed": 2, "Fail": 1}
+OWN_EVENTS = {"Pass": 2, "Choice": 2, "Succeed": 2, "Fail": 1, "Wait": 2}
 """Entered and Exited; a Fail state is not left. Source: Step Functions API Reference, HistoryEvent."""
 
 EXECUTION_EVENTS = 2

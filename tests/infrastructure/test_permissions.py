@@ -57,7 +57,13 @@ FUNCTION_ACTIONS = {
         "logs:GetLogEvents",
         *TASKS,
     },
-    "publish_report": {"dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "s3:PutObject"},
+    "publish_report": {
+        "dynamodb:GetItem",
+        "dynamodb:Query",
+        "dynamodb:UpdateItem",
+        "s3:PutObject",
+        "sqs:SendMessage",
+    },
     "conclude_study": {
         "dynamodb:Query",
         "dynamodb:UpdateItem",

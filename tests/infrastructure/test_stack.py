@@ -274,6 +274,11 @@ def test_the_stack_is_deleted_only_once_no_study_and_no_task_is_left(assembly: A
         "AWS::EC2::VPC",
         "AWS::EC2::Subnet",
         "AWS::EC2::SecurityGroup",
+        "AWS::EC2::InternetGateway",
+        "AWS::EC2::VPCGatewayAttachment",
+        "AWS::EC2::Route",
+        "AWS::EC2::SubnetRouteTableAssociation",
+        "AWS::EC2::VPCEndpoint",
         "AWS::DynamoDB::Table",
     }
     for kind in outlive:

@@ -12,6 +12,7 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 
 import statemachine
 from contract.catalogue import Dataset
+from contract.cost import STUDY_REQUESTS
 from contract.plan import Experiment, plan, preparation_group, study_of_group
 from contract.preparation import Preparation
 from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
@@ -126,6 +127,13 @@ def test_every_error_is_caught_where_it_happens_or_around(machine: Machine) -> N
     assert list(uncaught(machine)) == ["ConcludeStudy"]
     parallel = states(machine)["TrainTogether"]
     assert len(parallel["Branches"]) == 2
+
+
+def test_the_estimate_counts_every_function_that_a_study_calls_once(machine: Machine) -> None:
+    called = [
+        name for name, state in machine["States"].items() if "lambda:invoke" in state.get("Resource", "")
+    ]
+    assert len(called) == STUDY_REQUESTS
 
 
 def test_no_task_waits_without_an_end(
@@ -370,6 +378,8 @@ def life(
                 if evaluated(choice["Condition"], states={"input": given}, **variables)
             )
             name = next(met, state["Default"])
+        elif state["Type"] == "Wait":
+            name = state["Next"]
         else:
             return Life(starts, name)
 
@@ -500,7 +510,10 @@ def test_judging_is_told_of_an_error_only_where_there_was_one(
     }
 
 
-def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
+@pytest.mark.parametrize(("told", "redrives"), [({}, 0), ({"RedriveCount": 2}, 2)])
+def test_planning_is_told_which_execution_it_is_for(
+    rendered: Machine, told: dict[str, int], redrives: int
+) -> None:
     """Its name alone may have been that of another one."""
     context = {
         "Execution": {
@@ -508,6 +521,7 @@ def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
             "Id": "arn:aws:states:…:study-1",
             "StartTime": "2026-03-01T12:00:00Z",
             "Input": {"seeds": [0]},
+            **told,
         }
     }
     payload = rendered["States"]["PlanStudy"]["Arguments"]["Payload"]
@@ -516,6 +530,7 @@ def test_planning_is_told_which_execution_it_is_for(rendered: Machine) -> None:
         "study_id": "study-1",
         "execution_arn": "arn:aws:states:…:study-1",
         "execution_started_at": "2026-03-01T12:00:00Z",
+        "redrives": redrives,
         "study": {"seeds": [0]},
     }
 

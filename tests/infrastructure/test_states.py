@@ -187,7 +187,7 @@ TASKS = {
         output={"name": "one", "status": "COMPLETED"},
         next=None,
         caught="LeaveToReconcile",
-        **function({OUT_OF_TIME: 3, "WaiterError": 3}),
+        **function({OUT_OF_TIME: 3, "WaiterError": 3, "ExceptionGroup": 3}),
     ),
     "ReconcileMetrics": Case(
         given={"unjudged": []},
@@ -233,7 +233,7 @@ CHOICES: list[tuple[str, Json, Json, str]] = [
     ("ServerEndedBadly", {**LOST, "restarts": -1}, {}, "LoseServer"),
     ("ServerEndedBadly", GAVE_UP, {}, "LoseServer"),
     ("ServerEndedBadly", {**LOST, "error": "States.Timeout"}, {}, "LoseServer"),
-    ("WorkerEndedBadly", LOST, {"on_worker_loss": "continue"}, "RunWorker"),
+    ("WorkerEndedBadly", LOST, {"on_worker_loss": "continue"}, "PauseWorker"),
     ("WorkerEndedBadly", {**LOST, "restarts": -1}, {"on_worker_loss": "continue"}, "GoOnWithoutWorker"),
     ("WorkerEndedBadly", {**LOST, "restarts": -1}, {}, "LoseWorker"),
     ("WorkerEndedBadly", GAVE_UP, {}, "LoseWorker"),
@@ -257,6 +257,11 @@ PASSES: dict[str, tuple[Json, Json, str | None]] = {
     "GoOnWithoutWorker": ({"rank": 1}, {"role": "worker"}, None),
     "LeaveToReconcile": ({"name": "one", "error": {}}, {"name": "one", "error": {}}, None),
     "StudyCompleted": (PUBLISHED, PUBLISHED, None),
+}
+
+WAITS: dict[str, tuple[Json, Json, range, str]] = {
+    # state → input, what is different in the item, seconds that it may wait, next state
+    "PauseWorker": (LOST, {"worker": {**ITEM["worker"], "capacity": "FARGATE_SPOT"}}, range(5), "RunWorker"),
 }
 
 FAILURES = {
@@ -330,8 +335,8 @@ def error(name: str, cause: str = "…") -> Exception:
 
 
 def test_every_state_has_a_case() -> None:
-    cases = TASKS.keys() | {case[0] for case in CHOICES} | PASSES.keys() | FAILURES.keys() | AROUND_OTHERS
-    assert cases == STATES.keys()
+    cases = TASKS.keys() | {case[0] for case in CHOICES} | PASSES.keys() | WAITS.keys() | FAILURES.keys()
+    assert cases | AROUND_OTHERS == STATES.keys()
     kinds = {kind: {n for n, s in STATES.items() if s["Type"] == kind} for kind in ("Task", "Choice")}
     assert kinds == {"Task": set(TASKS), "Choice": {case[0] for case in CHOICES}}
 
@@ -395,6 +400,28 @@ def test_a_choice_leads_where_it_should(name: str, given: Json, different: Json,
 def test_a_state_that_does_nothing_hands_on_what_it_should(name: str) -> None:
     given, output, following = PASSES[name]
     assert run(name, given) == (output, following)
+
+
+@pytest.mark.parametrize("name", WAITS)
+def test_a_wait_is_as_long_as_it_should_be_and_different_each_time(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    given, different, allowed, following = WAITS[name]
+    waited: list[int] = []
+    monkeypatch.setattr(interpreter, "_scaled_sleep", waited.append)
+    for _ in range(100):
+        assert run(name, given, **different) == (given, following)
+    assert len(waited) == 100
+    assert set(waited) == set(allowed)
+
+
+def test_a_worker_on_demand_comes_back_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing strikes many of those at a time."""
+    waited: list[int] = []
+    monkeypatch.setattr(interpreter, "_scaled_sleep", waited.append)
+    for _ in range(20):
+        assert run("PauseWorker", LOST) == (LOST, "RunWorker")
+    assert set(waited) == {0}
 
 
 @pytest.mark.parametrize("name", FAILURES)

@@ -134,7 +134,7 @@ def test_who_is_named_gets_every_alarm(synthesized: Callable[[str], Assembly]) -
 
 
 def test_events_that_functions_give_up_are_kept(assembly: Assembly) -> None:
-    """Of the two that no state of the state machine waits for."""
+    """Of those that are called without waiting: by events, and by clean-up for a report."""
     queue, properties = assembly.only("AWS::SQS::Queue")
     arn = {"Fn::GetAtt": [queue, "Arn"]}
     assert properties["MessageRetentionPeriod"] == 14 * 86400
@@ -147,7 +147,7 @@ def test_events_that_functions_give_up_are_kept(assembly: Assembly) -> None:
         assert any("Policy" in waited_for for waited_for in resource["DependsOn"]), (
             "Lambda looks at the role first"
         )
-    assert kept.keys() == {"ingest_metrics", "sweep_tasks"}
+    assert kept.keys() == {"ingest_metrics", "sweep_tasks", "publish_report"}
     for name in kept:
         role = assembly.functions()[name]["Role"]
         (sending,) = (s for s in assembly.statements(role) if "sqs:SendMessage" in actions_of(s))

@@ -63,6 +63,10 @@ def test_the_full_matrix_is_lowered_to_what_the_quota_bears() -> None:
     assert found.notes == [
         "max_parallel_experiments: lowered from 4 to 1, to stay within the quota",
     ]
+    (note,) = expected({**document, "max_parallel_experiments": 8}).notes
+    assert note == (
+        "max_parallel_experiments: lowered from 8 to 4, to stay within the 100 tasks that Fargate starts at once"
+    )
     alone = expected({**document, "max_parallel_experiments": 1})
     assert found.duration_seconds == pytest.approx(alone.duration_seconds)
 
@@ -72,6 +76,24 @@ def test_what_the_quota_cannot_bear_at_all_is_a_problem() -> None:
     (problem,) = found.problems
     assert "sync_32workers needs 129 on-demand vCPUs" in problem
     assert "--desired-value 129" in problem
+
+
+def test_what_would_run_out_of_time_where_fewer_run_at_once_is_a_problem() -> None:
+    """It was accepted for as many at a time as it asks for."""
+    document = {
+        "matrix": {"workers": [32]},
+        "seeds": list(range(8)),
+        "experiment_timeout_seconds": 86_400,
+        "max_parallel_experiments": 2,
+        "compute": EMULATED,
+    }
+    assert expected(document).problems == []
+    (problem,) = expected(document, quotas=LIMIT).problems
+    assert problem == (
+        "experiment_timeout_seconds: 16 experiments of 86,400 s, 1 at a time, may take 1,382,400 s;"
+        " a study has 1,209,600 s: lower it, choose fewer workers or smaller tasks,"
+        " so that more run at a time, or split the study"
+    )
 
 
 def test_a_bound_on_the_cost_is_kept_with_the_breakdown() -> None:

@@ -10,7 +10,16 @@ from contract.checkpoint import checkpoint_folder
 from contract.errors import StudyFailed
 from contract.plan import Experiment, plan
 from contract.study import parse_study
-from contract.table import Status, rendezvous_sort, server_partition, server_sort
+from contract.table import (
+    DATASET_READY,
+    DATASET_SORT,
+    DATASET_STATUS,
+    Status,
+    dataset_partition,
+    rendezvous_sort,
+    server_partition,
+    server_sort,
+)
 from lambdas.conclude_study.handler import CAUSE_CHARACTERS, handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
@@ -113,6 +122,20 @@ def test_tokens_and_announcements_of_the_earlier_run_are_gone(
     assert not [key for key in keys[failed.name] if "Item" in rows.get_item(Key=key)]
     assert all("Item" in rows.get_item(Key=key) for key in keys[done.name])
     assert table.study("study-1") is not None
+
+
+@pytest.mark.usefixtures("experiments")
+def test_that_the_data_set_was_ready_for_the_earlier_run_is_forgotten(
+    context: LambdaContext, aws: boto3.Session
+) -> None:
+    """Otherwise a task that prepares it and ends without a word would be taken for one that succeeded."""
+    rows, key = (
+        aws.resource("dynamodb").Table(TABLE),
+        {"pk": dataset_partition("study-1"), "sk": DATASET_SORT},
+    )
+    rows.put_item(Item={**key, DATASET_STATUS: DATASET_READY})
+    call(context, again=True)
+    assert "Item" not in rows.get_item(Key=key)
 
 
 def test_servers_do_not_go_on_from_checkpoints_of_the_earlier_run(

@@ -29,11 +29,14 @@ DOCUMENT: dict[str, Any] = {
 }
 
 
-def call(study: object, context: LambdaContext, started_at: str = "2026-03-01T12:00:00Z") -> dict[str, Any]:
+def call(
+    study: object, context: LambdaContext, started_at: str = "2026-03-01T12:00:00Z", redrives: int = 0
+) -> dict[str, Any]:
     event = {
         "study_id": "study-1",
         "execution_arn": "arn:aws:states:…",
         "execution_started_at": started_at,
+        "redrives": redrives,
         "study": study,
     }
     result: dict[str, Any] = handler(event, context)
@@ -316,6 +319,23 @@ def test_what_has_completed_is_not_run_again(table: ExperimentTable, context: La
     table.settle(done, Verdict(Status.COMPLETED))
     table.settle(failed, Verdict(Status.FAILED))
     assert call(DOCUMENT, context) == {**first, "experiments": first["experiments"][1:]}
+
+
+@pytest.mark.parametrize(("quota", "at_a_time"), [("9", 2), ("1", 1), ("64", 3)])
+def test_a_redriven_study_runs_as_many_at_a_time_as_fit_by_now(
+    table: ExperimentTable,
+    context: LambdaContext,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    quota: str,
+    at_a_time: int,
+) -> None:
+    """It is never refused: it could not be redriven once more then. What was planned stays beside what happens."""
+    first = call(DOCUMENT, context)
+    before = table.study("study-1")
+    monkeypatch.setenv("VCPU_QUOTA", quota)
+    assert call(DOCUMENT, context, redrives=1) == {**first, "max_parallel_experiments": at_a_time}
+    assert table.study("study-1") == before
 
 
 @pytest.mark.parametrize(("spot", "capacity"), [(False, "FARGATE"), (True, "FARGATE_SPOT")])

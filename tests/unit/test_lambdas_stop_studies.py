@@ -116,6 +116,39 @@ def test_deletion_stops_every_study_and_every_task_and_waits_for_them(
     assert slow.status == "STOPPED"
 
 
+@pytest.mark.usefixtures("machine")
+def test_a_task_that_an_experiment_was_about_to_start_is_found_by_a_second_look(
+    ecs: FakeEcs, cloudformation: CloudFormation, context: LambdaContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An experiment of a stopped study was between two states."""
+    late = FakeTask(GROUP, "server")
+    pauses: list[float] = []
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if late not in ecs.tasks:
+            ecs.add(late)
+
+    monkeypatch.setattr("lambdas.stop_studies.stopping.time.sleep", begin)
+    handler(cloudformation.request("Delete"), context)
+    (answer,) = cloudformation.answers
+    assert answer["Status"] == "SUCCESS"
+    assert (late.status, pauses) == ("STOPPED", [10, 10])
+
+
+@pytest.mark.usefixtures("machine", "ecs")
+def test_what_there_was_no_time_to_look_for_again_fails_the_deletion(cloudformation: CloudFormation) -> None:
+    class Hurry(FunctionContext):
+        @staticmethod
+        def get_remaining_time_in_millis() -> int:
+            return 35_000
+
+    handler(cloudformation.request("Delete"), Hurry())
+    (answer,) = cloudformation.answers
+    assert answer["Status"] == "FAILED"
+    assert "no time was left" in answer["Reason"]
+
+
 @pytest.mark.parametrize("kind", ["Create", "Update"])
 def test_creation_and_update_touch_nothing(
     machine: str, ecs: FakeEcs, cloudformation: CloudFormation, context: LambdaContext, kind: str

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,9 +13,9 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from botocore.exceptions import ClientError
 from moto.stepfunctions.models import stepfunctions_backends
 
-from contract.plan import Experiment, plan
+from contract.plan import Experiment, plan, preparation_group
 from contract.study import parse_study
-from contract.table import Status
+from contract.table import Status, experiment_sort, study_partition
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import Execution, ExperimentTable
 from lambdas.verdict import Verdict
@@ -54,6 +55,17 @@ class Executions:
             started_at = described["startDate"].isoformat()
         self._table.put_plan(study_id, DOCUMENT, experiments, Execution(self.arn(study_id), started_at))
         return experiments
+
+    def redrive(self, study_id: str) -> None:
+        """As RedriveExecution does, which moto lacks: it runs again under its name, since its first start."""
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        execution.status = "RUNNING"
+
+    def grow_old(self, study_id: str) -> None:
+        """As if the execution had ended a while ago."""
+        execution = stepfunctions_backends["123456789012"]["us-east-1"].describe_execution(self.arn(study_id))
+        assert execution.stop_date is not None
+        execution.stop_date -= timedelta(minutes=5)
 
     def abort(self, study_id: str, **why: str) -> dict[str, Any]:
         """Stop an execution. Returns the event that EventBridge sends."""
@@ -282,6 +294,38 @@ def test_tasks_that_outlive_their_experiments_verdict_are_stopped(
     assert table.experiments("running-1") == before
 
 
+@pytest.mark.usefixtures("table")
+@pytest.mark.parametrize(
+    ("first", "second", "over"),
+    [
+        (Status.PLANNED, Status.PLANNED, False),
+        (Status.COMPLETED, Status.PLANNED, False),  # of a redriven study
+        (Status.RUNNING, Status.PLANNED, True),
+        (Status.FAILED, Status.FAILED, True),
+    ],
+)
+def test_a_task_that_prepares_a_data_set_is_stopped_once_nobody_waits_for_it(
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    *,
+    first: Status,
+    second: Status,
+    over: bool,
+) -> None:
+    """Its state was given up, and stopping the task is by best effort."""
+    for experiment, status in zip(executions.start("running-1"), (first, second), strict=True):
+        boto3.resource("dynamodb").Table(TABLE).update_item(
+            Key={"pk": study_partition("running-1"), "sk": experiment_sort(experiment.name)},
+            UpdateExpression="SET #status = :status",
+            ExpressionAttributeNames={"#status": "status"},
+            ExpressionAttributeValues={":status": status},
+        )
+    ecs.add(FakeTask(preparation_group("running-1"), "prepare"))
+    assert call(SCHEDULED, context) == {"stopped": int(over), "left": 0}
+    assert len(ecs.running()) == int(not over)
+
+
 def test_the_schedule_finds_what_no_event_told(
     table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
 ) -> None:
@@ -369,6 +413,61 @@ def test_a_report_that_was_not_ordered_is_ordered_by_the_next_call(
     call(SCHEDULED, context)
     call(SCHEDULED, context)
     assert (published, ecs.stopped) == (["stopped-1"], [])
+
+
+@pytest.mark.parametrize("began_again", ["while_tasks_end", "before"])
+def test_an_execution_that_was_redriven_meanwhile_is_left_alone(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    began_again: str,
+) -> None:
+    """It had ended when the sweep began, and runs when the study's turn comes to be concluded."""
+    (other, _) = executions.start("stopped-1")
+    (redriven, _) = executions.start("stopped-2")
+    slow = FakeTask(other.task_group, "server", lingers=3)
+    ecs.add(slow)
+    executions.abort("stopped-1")
+    executions.abort("stopped-2")
+    late = FakeTask(redriven.task_group, "server")
+
+    def redrive(_: float) -> None:
+        if late not in ecs.tasks:
+            executions.redrive("stopped-2")
+            ecs.add(late)
+
+    monkeypatch.setattr("botocore.waiter.time.sleep", redrive)
+    if began_again == "while_tasks_end":
+        assert call(SCHEDULED, context) == {"stopped": 1, "left": 1}
+    else:
+        redrive(0)
+        assert call(SCHEDULED, context) == {"stopped": 1, "left": 0}
+    assert ecs.running() == [f"{redriven.task_group}/server/0"]
+    assert statuses(table, "stopped-2")[0] is Status.RUNNING
+    assert (published, table.open_studies()) == (["stopped-1"], ["stopped-2"])
+
+
+def test_a_study_that_failed_with_unfinished_experiments_is_reported_again(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    """ReconcileMetrics and all its retries failed: the report that is out shows rows as they were."""
+    (done, lost) = executions.start("failed-1")
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.end_study("failed-1", Status.FAILED)
+    ecs.add(ended(lost.task_group, "server"))
+    event = executions.abort("failed-1")
+    assert call(event, context) == {"stopped": 0, "left": 0}
+    assert statuses(table, "failed-1") == [Status.FAILED, Status.COMPLETED, Status.ABORTED]
+    assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
+    assert published == ["failed-1"]
 
 
 def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(
@@ -526,14 +625,46 @@ def test_tasks_of_others_are_left_alone(ecs: FakeEcs, context: LambdaContext) ->
 
 
 @pytest.mark.usefixtures("table")
-def test_stopped_tasks_are_counted_where_there_were_any(
+def test_stopped_tasks_are_counted_where_they_ran_on_for_minutes(
     ecs: FakeEcs, executions: Executions, context: LambdaContext, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A number that is not sent costs nothing."""
     (one, _) = executions.start("stopped-1")
     ecs.add(*tasks_of(one))
-    call(executions.abort("stopped-1"), context)
-    (counted,) = (line for line in map(json.loads, capsys.readouterr().out.splitlines()) if "_aws" in line)
-    assert (counted["stack"], counted["TasksSwept"]) == (STACK, [3.0])
+    executions.abort("stopped-1")
+    executions.grow_old("stopped-1")
     call(SCHEDULED, context)
-    assert "_aws" not in capsys.readouterr().out
+    assert counted(capsys) == [(STACK, [3.0])]
+    call(SCHEDULED, context)
+    assert counted(capsys) == []
+
+
+@pytest.mark.usefixtures("table")
+def test_tasks_of_an_execution_that_somebody_has_just_stopped_are_no_orphans(
+    ecs: FakeEcs, executions: Executions, context: LambdaContext, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Step Functions is about to stop them itself."""
+    (one, _) = executions.start("stopped-1")
+    ecs.add(*tasks_of(one))
+    assert call(executions.abort("stopped-1"), context) == {"stopped": 3, "left": 0}
+    assert counted(capsys) == []
+
+
+def test_tasks_that_outlive_their_experiments_verdict_are_counted(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (judged, _) = executions.start("running-1")
+    ecs.add(*tasks_of(judged))
+    table.settle(judged, Verdict(Status.COMPLETED))
+    call(SCHEDULED, context)
+    assert counted(capsys) == [(STACK, [3.0])]
+
+
+def counted(capsys: pytest.CaptureFixture[str]) -> list[tuple[str, list[float]]]:
+    """Stack and number of each metric that was sent."""
+    lines = map(json.loads, capsys.readouterr().out.splitlines())
+    return [(line["stack"], line["TasksSwept"]) for line in lines if "_aws" in line]

@@ -1,6 +1,7 @@
 """The ECS adapter: tasks are found by their group, stopped, waited for, and told how they ended."""
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import boto3
 import pytest
@@ -121,6 +122,20 @@ def test_a_task_that_does_not_end_is_an_error(
     pauses: list[float] = []
     monkeypatch.setattr("botocore.waiter.time.sleep", pauses.append)
     ecs.add(FakeTask(GROUP, "server", lingers=10_000))
+    with pytest.raises(WaiterError, match="Max attempts exceeded"):
+        tasks.end_group(GROUP, "it has ended")
+    assert sum(pauses) == pytest.approx(120, abs=4)
+
+
+def test_many_tasks_are_waited_for_no_longer_than_one(
+    ecs: FakeEcs, tasks: TaskList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DescribeTasks takes a hundred: those that come after them have what is left of the time."""
+    pauses: list[float] = []
+    monkeypatch.setattr("botocore.waiter.time.sleep", pauses.append)
+    monkeypatch.setattr("lambdas.tasks.time", SimpleNamespace(monotonic=lambda: sum(pauses)))
+    ecs.add(*(FakeTask(GROUP, "worker", rank, lingers=50) for rank in range(100)))
+    ecs.add(*(FakeTask(GROUP, "worker", rank, lingers=10_000) for rank in range(100, 103)))
     with pytest.raises(WaiterError, match="Max attempts exceeded"):
         tasks.end_group(GROUP, "it has ended")
     assert sum(pauses) == pytest.approx(120, abs=4)
