@@ -67,8 +67,8 @@ def timing_out(cloud: Cloud, gates: dict[str, Gate]) -> Iterator[str]:  # noqa: 
     arn: str = states.start_execution(
         stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
     )["executionArn"]
-    # Before a test keeps PlanStudy from its work.
-    until(lambda: rows_of(cloud, arn), 60, "it is planned")
+    # Before a test shuts the gate of PlanStudy, which must not take its requests for those of another study.
+    until(lambda: running_tasks(cloud, arn), 60, "it is planned")
     yield arn
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)

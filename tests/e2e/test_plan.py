@@ -68,7 +68,8 @@ def test_real_compute_is_planned_from_the_study_before_it(
     # Given a study with real compute that has completed, whose report sets the plan's guess beside what it took
     study = {
         "experiments": [{"name": "one", "mode": "sync", "workers": 2}],
-        "training": {**QUICK, "epochs": 3},
+        # Some seconds: the emulator tells of starts and ends in whole ones.
+        "training": {**QUICK, "epochs": 100, "batch_size": 16},
     }
     arn = start(study)
     assert ended(arn)["status"] == "SUCCEEDED"
