@@ -156,7 +156,7 @@ class LockstepStack(cdk.Stack):
             timeout_seconds=120,
         )
         self.storage.table.grant(conclude, "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:BatchWriteItem")
-        self._grant_checkpoints(conclude, "s3:DeleteObject")
+        self._grant_objects(conclude, CHECKPOINTS, "s3:DeleteObject")
         return conclude
 
     def _delivery_patience(self) -> str:
@@ -256,40 +256,26 @@ class LockstepStack(cdk.Stack):
 
     def _let_datasets_be_prepared(self) -> None:
         """One task lists, reads and writes data sets below their prefix, and writes how it went."""
-        role, bucket = self.training.prepare.task_role, self.storage.bucket
-        role.add_to_principal_policy(
-            iam.PolicyStatement(
-                actions=["s3:ListBucket"],
-                resources=[bucket.bucket_arn],
-                conditions={"StringLike": {"s3:prefix": [f"{DATASETS}/*"]}},
-            )
-        )
-        role.add_to_principal_policy(
-            iam.PolicyStatement(
-                actions=["s3:GetObject", "s3:PutObject"],
-                resources=[bucket.arn_for_objects(f"{DATASETS}/*")],
-            )
-        )
+        role = self.training.prepare.task_role
+        self._grant_objects(role, DATASETS, "s3:GetObject", "s3:PutObject")
         self._grant_rows(role, "dynamodb:PutItem", keys.dataset_partition("*"))
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
-        self._grant_checkpoints(
-            self.training.server.task_role, "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
+        self._grant_objects(
+            self.training.server.task_role, CHECKPOINTS, "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
         )
 
-    def _grant_checkpoints(self, grantee: iam.IGrantable, *actions: str) -> None:
-        """List checkpoints, and `actions` on them."""
+    def _grant_objects(self, grantee: iam.IGrantable, prefix: str, *actions: str) -> None:
+        """List the bucket's objects below a prefix, and `actions` on them."""
         bucket = self.storage.bucket
         for statement in (
             iam.PolicyStatement(
                 actions=["s3:ListBucket"],
                 resources=[bucket.bucket_arn],
-                conditions={"StringLike": {"s3:prefix": [f"{CHECKPOINTS}/*"]}},
+                conditions={"StringLike": {"s3:prefix": [f"{prefix}/*"]}},
             ),
-            iam.PolicyStatement(
-                actions=list(actions), resources=[bucket.arn_for_objects(f"{CHECKPOINTS}/*")]
-            ),
+            iam.PolicyStatement(actions=list(actions), resources=[bucket.arn_for_objects(f"{prefix}/*")]),
         ):
             grantee.grant_principal.add_to_principal_policy(statement)
 

@@ -115,7 +115,7 @@ def _upload(bucket_name: str, study_id: str, files: dict[str, bytes]) -> None:
 
 
 def _cause(failed: list[ExperimentOutcome], total: int) -> str:
-    """What the execution's Fail state says, each cause once; Step Functions takes 32,768 characters."""
+    """What ConcludeStudy fails with, each cause once; Step Functions takes 32,768 characters."""
     by_cause: dict[str, list[str]] = {}
     for each in failed:
         by_cause.setdefault(each.cause or each.status, []).append(each.experiment.name)
