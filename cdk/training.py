@@ -136,6 +136,10 @@ class Training(Construct):
                 operating_system_family=ecs.OperatingSystemFamily.LINUX,
             ),
         )
+        resource = definition.node.default_child
+        assert isinstance(resource, cdk.CfnResource)  # noqa: S101 - tells the type checker what CDK made
+        # A revision that a deployment replaces stays: executions that began with it start tasks of it.
+        resource.cfn_options.update_replace_policy = cdk.CfnDeletionPolicy.RETAIN
         definition.add_volume(name="scratch")
         container = definition.add_container(
             role,

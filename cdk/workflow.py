@@ -139,14 +139,17 @@ class Workflow(Construct):
     def _grant_tasks(self, training: Training) -> None:
         """What `ecs:runTask.sync` needs. Source: Step Functions Developer Guide, IAM policies for Amazon ECS."""
         stack = cdk.Stack.of(self)
-        for definition in training.task_definitions:
-            self.role.add_to_policy(
-                iam.PolicyStatement(
-                    actions=["ecs:RunTask"],
-                    resources=[definition.task_definition_arn],
-                    conditions={"ArnEquals": {"ecs:cluster": training.cluster.cluster_arn}},
-                )
+        revisions = [self._revisions(definition) for definition in training.task_definitions]
+        acknowledge_wildcards(
+            stack, dict.fromkeys(revisions, "an execution goes on with the revisions that it began with")
+        )
+        self.role.add_to_policy(
+            iam.PolicyStatement(
+                actions=["ecs:RunTask"],
+                resources=revisions,
+                conditions={"ArnEquals": {"ecs:cluster": training.cluster.cluster_arn}},
             )
+        )
         self.role.add_to_policy(
             iam.PolicyStatement(
                 actions=["ecs:TagResource"],
@@ -177,6 +180,12 @@ class Workflow(Construct):
             iam.PolicyStatement(
                 actions=["events:PutTargets", "events:PutRule", "events:DescribeRule"], resources=[rule]
             )
+        )
+
+    @staticmethod
+    def _revisions(definition: ecs.TaskDefinition) -> str:
+        return cdk.Stack.of(definition).format_arn(
+            service="ecs", resource="task-definition", resource_name=f"{definition.family}:*"
         )
 
 

@@ -21,11 +21,17 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 
 @pytest.fixture
-def start(cloud: Cloud, request: pytest.FixtureRequest) -> Callable[..., str]:
+def study(request: pytest.FixtureRequest) -> str:
+    """Name of the study that a test starts."""
+    return str(request.node.name[:60])
+
+
+@pytest.fixture
+def start(cloud: Cloud, study: str) -> Callable[..., str]:
     """Start a study by the state machine alone; returns the execution's ARN."""
 
     def start_execution(document: dict[str, Any], suffix: str = "") -> str:
-        return start_study(cloud, f"{request.node.name[:60]}{suffix}", document)
+        return start_study(cloud, f"{study}{suffix}", document)
 
     return start_execution
 

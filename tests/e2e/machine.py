@@ -186,6 +186,12 @@ def ended_tasks(cloud: Cloud, arn: str) -> int:
     return sum(study_of_group(task["group"]) == study_of(arn) for task in _described(cloud, "STOPPED"))
 
 
+def definitions_of(cloud: Cloud, arn: str) -> set[str]:
+    """The task definitions of all tasks that a study has had."""
+    tasks = [*_described(cloud, "RUNNING"), *_described(cloud, "STOPPED")]
+    return {task["taskDefinitionArn"] for task in tasks if study_of_group(task["group"]) == study_of(arn)}
+
+
 def left_of(cloud: Cloud, arn: str) -> list[str]:
     """What is left of a study: tasks that have not ended, and processes of any task that it ever had."""
     pids = _pids(cloud)

@@ -1,10 +1,8 @@
 """How the end-to-end tests provoke what happens seldom; each provocation is undone when its block ends.
 
-A function that waits, or that has no time; a worker that nothing can run; a server that never says where
-it is.
+A function that waits, or that has no time; a worker that nothing can run; a task that does nothing.
 """
 
-import json
 import os
 import re
 import select
@@ -23,8 +21,6 @@ from contract.table import rendezvous_sort, study_partition
 from local.cloud import Cloud
 from local.deploy import STACK
 from tests.e2e.machine import client, study_of
-
-STARTED_SERVER = re.compile(r"started ministack-ecs-\w+-server at \S+ \(pid (\d+)\)")
 
 
 def function_name(cloud: Cloud, folder: str) -> str:
@@ -50,28 +46,42 @@ def task_token(cloud: Cloud, arn: str, experiment: str) -> str | None:
 
 
 class Gate(socketserver.ThreadingTCPServer):
-    """Stands between a function and the table: while it is shut, what the function asks waits."""
+    """Stands between a function and the table: what it asks about a study waits while the gate is shut to that.
+
+    Other studies pass: their last requests may come at any time.
+    """
 
     daemon_threads = True
     block_on_close = False
 
     def __init__(self, endpoint: str) -> None:
         self.upstream = (urlsplit(endpoint).hostname, urlsplit(endpoint).port)
+        self.kept_out: str | None = None
+        """The study that the gate is shut to."""
         self.reached = threading.Event()
-        """The function has asked since the gate was shut."""
+        """The function has asked about it."""
         self.opened = threading.Event()
         self.opened.set()
         super().__init__(("127.0.0.1", 0), _Passage)
 
     @contextmanager
-    def shut(self) -> Iterator[None]:
+    def shut(self, study: str) -> Iterator[None]:
         """For as long as this lasts, or until it is `opened`: the function's state lasts until then."""
         self.opened.clear()
         self.reached.clear()
+        self.kept_out = study
         try:
             yield
         finally:
+            self.kept_out = None
             self.opened.set()
+
+    def await_leave(self, data: bytes) -> None:
+        """Wait as long as the gate is shut to what is asked about."""
+        study = self.kept_out
+        if study is not None and study.encode() in data:
+            self.reached.set()
+            self.opened.wait(60)
 
 
 class _Passage(socketserver.BaseRequestHandler):
@@ -89,8 +99,7 @@ class _Passage(socketserver.BaseRequestHandler):
                     if not data:
                         return
                     if end is self.request:
-                        self.server.reached.set()
-                        self.server.opened.wait(60)
+                        self.server.await_leave(data)
                     ways[end].sendall(data)
 
 
@@ -127,14 +136,15 @@ def out_of_time(cloud: Cloud, folder: str) -> Iterator[None]:
 
 
 @contextmanager
-def frozen_server(cloud: Cloud, log_before: str) -> Iterator[int]:
-    """The next server that is started does not get to say where it is; its process.
+def frozen(cloud: Cloud, role: str, log_before: str) -> Iterator[int]:
+    """The next task of a role does not get to do anything: a server never says where it is. Its process.
 
     `log_before`: what stood in the engine's log before anything was started that it may be.
     """
     log, begin = Path(cloud.state, "engine.log"), time.monotonic()
-    while not (found := STARTED_SERVER.search(log.read_text().removeprefix(log_before))):
-        assert time.monotonic() - begin < 60, "no server was started"
+    started = re.compile(rf"started ministack-ecs-\w+-{role} at \S+ \(pid (\d+)\)")
+    while not (found := started.search(log.read_text().removeprefix(log_before))):
+        assert time.monotonic() - begin < 60, f"no {role} was started"
         time.sleep(0.005)  # it has some tenths of a second to go
     pid = int(found[1])
     os.kill(pid, signal.SIGSTOP)
@@ -170,15 +180,8 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
     states.update_state_machine(
         stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)
     )
-    role = states.describe_state_machine(stateMachineArn=machine)["roleArn"].rsplit("/", 1)[1]
-    statement = {"Effect": "Allow", "Action": "ecs:RunTask", "Resource": other}
-    policy = {"RoleName": role, "PolicyName": "RunTheOther"}
-    client(cloud, "iam").put_role_policy(
-        **policy, PolicyDocument=json.dumps({"Version": "2012-10-17", "Statement": [statement]})
-    )
     try:
         yield
     finally:
-        client(cloud, "iam").delete_role_policy(**policy)
         states.update_state_machine(stateMachineArn=machine, definition=definition)
         ecs.deregister_task_definition(taskDefinition=other)

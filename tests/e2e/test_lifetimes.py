@@ -26,17 +26,19 @@ from tests.e2e.machine import (
     RunningTask,
     cause_of,
     client,
+    definitions_of,
     ended_tasks,
     left_of,
     published,
     running_tasks,
+    start_study,
     study_of,
     table_of,
     until,
 )
 from tests.e2e.provocations import (
     Gate,
-    frozen_server,
+    frozen,
     function_name,
     gated,
     out_of_time,
@@ -54,7 +56,7 @@ TIMEOUT_SECONDS = 30
 @pytest.fixture(scope="module")
 def gates(cloud: Cloud) -> Iterator[dict[str, Gate]]:
     """Function → what it reaches the table through, in all tests of this file."""
-    folders = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report")
+    folders = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report", "conclude_study")
     with ExitStack() as all_of_them:
         yield {folder: all_of_them.enter_context(gated(cloud, folder)) for folder in folders}
 
@@ -67,8 +69,8 @@ def timing_out(cloud: Cloud, gates: dict[str, Gate]) -> Iterator[str]:  # noqa: 
     arn: str = states.start_execution(
         stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
     )["executionArn"]
-    # Before a test shuts the gate of PlanStudy, which must not take its requests for those of another study.
-    until(lambda: running_tasks(cloud, arn), 60, "it is planned")
+    # Before a test freezes the next server that is started.
+    until(lambda: running_tasks(cloud, arn), 60, "its server is started")
     yield arn
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)
@@ -135,10 +137,12 @@ def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
     return page
 
 
-def test_stopped_in_planning(cloud: Cloud, start: Callable[..., str], gates: dict[str, Gate]) -> None:
+def test_stopped_in_planning(
+    cloud: Cloud, study: str, start: Callable[..., str], gates: dict[str, Gate]
+) -> None:
     """The plan is written after the execution has ended: nobody but the schedule finds it."""
     gate = gates["plan_study"]
-    with gate.shut():
+    with gate.shut(study):
         arn = start(ENDLESS)
         assert gate.reached.wait(30)
         stop(cloud, arn, "while planning")
@@ -157,10 +161,19 @@ def test_stopped_before_its_first_task(cloud: Cloud, start: Callable[..., str]) 
     assert_aborted(cloud, arn, "before its first task")
 
 
+def test_stopped_while_its_data_set_is_prepared(cloud: Cloud, start: Callable[..., str]) -> None:
+    log_before = Path(cloud.state, "engine.log").read_text()
+    arn = start({**ONE, "training": {"dataset": "mnist", "model": "mlp", "epochs": 1}})
+    with frozen(cloud, "prepare", log_before):
+        stop(cloud, arn, "in PrepareDataset")
+    assert_aborted(cloud, arn, "in PrepareDataset")
+    assert ended_tasks(cloud, arn) == 1  # that one
+
+
 def test_stopped_in_rendezvous(cloud: Cloud, start: Callable[..., str]) -> None:
     log_before = Path(cloud.state, "engine.log").read_text()
     arn = start(ENDLESS)
-    with frozen_server(cloud, log_before):
+    with frozen(cloud, "server", log_before):
         until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
         stop(cloud, arn, "in rendezvous")
         assert_aborted(cloud, arn, "in rendezvous")
@@ -219,13 +232,15 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
         assert left_of(cloud, arn) == []
 
 
-@pytest.mark.parametrize("function", ["judge_experiment", "reconcile_metrics", "publish_report"])
+@pytest.mark.parametrize(
+    "function", ["judge_experiment", "reconcile_metrics", "publish_report", "conclude_study"]
+)
 def test_stopped_in_its_last_states(
-    cloud: Cloud, start: Callable[..., str], gates: dict[str, Gate], function: str
+    cloud: Cloud, study: str, start: Callable[..., str], gates: dict[str, Gate], function: str
 ) -> None:
     gate = gates[function]
     state = "".join(word.capitalize() for word in function.split("_"))
-    with gate.shut():
+    with gate.shut(study):
         arn = start(SHORT)
         assert gate.reached.wait(60)
         stop(cloud, arn, f"in {state}")
@@ -233,6 +248,8 @@ def test_stopped_in_its_last_states(
         if function == "judge_experiment":
             judged = Status.ABORTED  # and so does what clean-up has written before it was judged
             until(lambda: {row.status for row in rows_of(cloud, arn)} == {judged}, 60, "clean-up")
+        if function == "conclude_study":
+            until(lambda: status_of(cloud, arn) is Status.ABORTED, 60, "clean-up comes first")
         gate.opened.set()
         assert_aborted(cloud, arn, f"in {state}", judged)
 
@@ -254,7 +271,7 @@ def test_token_that_expires_before_the_server_answers(
 ) -> None:
     log_before = Path(cloud.state, "engine.log").read_text()
     arn = start(ENDLESS)
-    with frozen_server(cloud, log_before):
+    with frozen(cloud, "server", log_before):
         token = until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
         # As Step Functions ends a state that has waited for too long
         client(cloud, "stepfunctions").send_task_failure(taskToken=token, error="States.Timeout", cause="")
@@ -283,31 +300,71 @@ def test_function_out_of_time_costs_no_verdict(
     assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
 
 
-def test_deleted_stack(cloud: Cloud) -> None:
-    # Given a second stack, in the middle of a study
-    cloudformation, states = client(cloud, "cloudformation"), client(cloud, "stepfunctions")
-    other = f"{STACK}-other"
+@pytest.fixture
+def second(cloud: Cloud) -> Iterator[Cloud]:
+    """A second stack, beside the first one."""
+    cloudformation = client(cloud, "cloudformation")
+    name = f"{STACK}-other"
     cloudformation.create_stack(
-        StackName=other,
+        StackName=name,
         TemplateURL=f"{cloud.endpoint}/{ASSET_BUCKET}/{STACK}.template.json",
         Parameters=[{"ParameterKey": EMBEDDED_CLOUD, "ParameterValue": "true"}],
         Capabilities=["CAPABILITY_IAM"],
     )
-    cloudformation.get_waiter("stack_create_complete").wait(StackName=other, WaiterConfig={"Delay": 1})
-    outputs = cloudformation.describe_stacks(StackName=other)["Stacks"][0]["Outputs"]
-    second = replace(cloud, outputs={o["OutputKey"]: o["OutputValue"] for o in outputs})
-    arn = states.start_execution(
-        stateMachineArn=second.outputs["StateMachineArn"], name="deleted", input=json.dumps(ENDLESS)
-    )["executionArn"]
+    cloudformation.get_waiter("stack_create_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
+    outputs = cloudformation.describe_stacks(StackName=name)["Stacks"][0]["Outputs"]
+    yield replace(cloud, outputs={o["OutputKey"]: o["OutputValue"] for o in outputs})
+    delete_second_stack(cloud)
+
+
+def delete_second_stack(cloud: Cloud) -> None:
+    cloudformation = client(cloud, "cloudformation")
+    cloudformation.delete_stack(StackName=f"{STACK}-other")
+    cloudformation.get_waiter("stack_delete_complete").wait(
+        StackName=f"{STACK}-other", WaiterConfig={"Delay": 1}
+    )
+
+
+def test_updated_stack(cloud: Cloud, second: Cloud, study: str) -> None:
+    """An experiment that begins after all task definitions were replaced has those that its study began with."""
+    # Given the first of two experiments, one at a time
+    two = [{"name": name, "mode": "sync", "workers": 1} for name in ("first", "next")]
+    arn = start_study(second, study, {**ENDLESS, "experiments": two, "max_parallel_experiments": 1})
+    tasks = until(lambda: trains(second, arn), 60, "the first one trains")
+
+    # When the stack is deployed anew
+    ecs, cloudformation = client(second, "ecs"), client(second, "cloudformation")
+    began_with = set(ecs.list_task_definitions()["taskDefinitionArns"])
+    s3, key = client(second, "s3"), f"{STACK}.template.json"
+    template = json.loads(s3.get_object(Bucket=ASSET_BUCKET, Key=key)["Body"].read())
+    for resource in template["Resources"].values():
+        if resource["Type"] == "AWS::ECS::TaskDefinition":
+            resource["Properties"]["ContainerDefinitions"][0]["StopTimeout"] += 1
+    s3.put_object(Bucket=ASSET_BUCKET, Key=f"other-{key}", Body=json.dumps(template))
+    cloudformation.update_stack(
+        StackName=f"{STACK}-other",
+        TemplateURL=f"{cloud.endpoint}/{ASSET_BUCKET}/other-{key}",
+        Parameters=[{"ParameterKey": EMBEDDED_CLOUD, "UsePreviousValue": True}],
+        Capabilities=["CAPABILITY_IAM"],
+    )
+    cloudformation.get_waiter("stack_update_complete").wait(
+        StackName=f"{STACK}-other", WaiterConfig={"Delay": 1}
+    )
+    assert len(set(ecs.list_task_definitions()["taskDefinitionArns"]) - began_with) == 3
+
+    # Then the next one trains as the first one did
+    os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
+    until(lambda: {t.experiment for t in trains(second, arn) or []} == {"next"}, 60, "the next one trains")
+    assert definitions_of(second, arn) <= began_with
+
+
+def test_deleted_stack(cloud: Cloud, second: Cloud, study: str) -> None:
+    arn = start_study(second, study, ENDLESS)
     tasks = until(lambda: trains(second, arn), 60, "its tasks are running")
-
-    # When the stack is deleted
-    cloudformation.delete_stack(StackName=other)
-    cloudformation.get_waiter("stack_delete_complete").wait(StackName=other, WaiterConfig={"Delay": 1})
-
-    # Then nothing of its study is left
+    delete_second_stack(cloud)
+    # Nothing of its study is left
     assert not [task for task in tasks if Path(f"/proc/{task.pid}").exists()]
-    described = states.describe_execution(executionArn=arn)
+    described = client(cloud, "stepfunctions").describe_execution(executionArn=arn)
     assert (described["status"], described["error"]) == ("ABORTED", "StackDeleted")
 
 

@@ -260,9 +260,11 @@ def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: 
     _, properties = assembly.only("AWS::StepFunctions::StateMachine")
     statements = assembly.statements(properties["RoleArn"])
     definitions = assembly.resources("AWS::ECS::TaskDefinition")
-    run = [statement for statement in statements if "ecs:RunTask" in actions_of(statement)]
-    assert {statement["Resource"]["Ref"] for statement in run} == definitions.keys()
-    assert all("ecs:cluster" in statement["Condition"]["ArnEquals"] for statement in run)
+    (run,) = (statement for statement in statements if "ecs:RunTask" in actions_of(statement))
+    families = {definition["Properties"]["Family"] for definition in definitions.values()}
+    granted = {resource["Fn::Join"][1][-1] for resource in run["Resource"]}
+    assert granted == {f":task-definition/{family}:*" for family in families}
+    assert "ecs:cluster" in run["Condition"]["ArnEquals"]
     (passing,) = (statement for statement in statements if "iam:PassRole" in actions_of(statement))
     roles = {
         definition["Properties"][key]["Fn::GetAtt"][0]
@@ -271,6 +273,13 @@ def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: 
     }
     assert {resource["Fn::GetAtt"][0] for resource in passing["Resource"]} == roles
     assert passing["Condition"] == {"StringEquals": {"iam:PassedToService": "ecs-tasks.amazonaws.com"}}
+
+
+def test_a_task_definition_that_is_replaced_stays_for_those_who_began_with_it(assembly: Assembly) -> None:
+    """And the last one goes with the stack."""
+    for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
+        assert definition["UpdateReplacePolicy"] == "Retain"
+        assert "DeletionPolicy" not in definition
 
 
 @pytest.fixture
