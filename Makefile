@@ -6,6 +6,12 @@ AWS_CLI := awscli==1.46.3
 ASL_VALIDATOR := asl-validator@4.0.0
 CHECKOV := checkov==3.3.30
 
+# Not compiled when it is installed: most of it is never imported, and what is, is compiled then. Half the time.
+PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
+
+# What `test` asks for is got side by side.
+MAKEFLAGS += --jobs=2
+
 .PHONY: setup demo test check bench fix generate clean
 
 setup: .venv/.installed
@@ -56,19 +62,19 @@ clean:
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit("Lockstep needs Python 3.11 or later" if sys.version_info < (3, 11) else 0)'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python $(PIP_INSTALL) -r requirements.txt
 	touch $@
 
 # The AWS CLI wants another botocore than the emulator: it has an environment of its own.
 .tools/aws/.installed: Makefile
 	test -x .tools/aws/bin/python || $(PYTHON) -m venv .tools/aws
-	.tools/aws/bin/python -m pip install --quiet --disable-pip-version-check $(AWS_CLI)
+	.tools/aws/bin/python $(PIP_INSTALL) $(AWS_CLI)
 	touch $@
 
 # Checkov pins what others here pin too, to other versions.
 .tools/checkov/.installed: Makefile
 	test -x .tools/checkov/bin/python || $(PYTHON) -m venv .tools/checkov
-	.tools/checkov/bin/python -m pip install --quiet --disable-pip-version-check $(CHECKOV)
+	.tools/checkov/bin/python $(PIP_INSTALL) $(CHECKOV)
 	touch $@
 
 .tools/cdk/.installed: Makefile .venv/.installed
@@ -85,4 +91,4 @@ clean:
 # and measures the others.
 .tools/bench/.installed: bench/requirements.txt
 	test -x .tools/bench/bin/python || $(PYTHON) -m venv .tools/bench
-	-.tools/bench/bin/python -m pip install --quiet --disable-pip-version-check -r bench/requirements.txt && touch $@
+	-.tools/bench/bin/python $(PIP_INSTALL) -r bench/requirements.txt && touch $@
