@@ -11,6 +11,7 @@ from cdk import EMBEDDED_CLOUD
 from cdk.acknowledgements import acknowledge_wildcards
 from cdk.deletion import Deletion
 from cdk.functions import Functions
+from cdk.grants import grant_objects, grant_rows, grant_task_control, grant_task_logs
 from cdk.ingestion import Ingestion
 from cdk.network import Network
 from cdk.observation import Observation
@@ -41,7 +42,13 @@ class LockstepStack(cdk.Stack):
             vpc=self.network.vpc,
             checkpoint_location=self.storage.checkpoint_location,
         )
-        plan, judge, reconcile, publish, conclude = self._state_functions()
+        functions = {
+            "PlanStudyFunction": self._plan_function(),
+            "JudgeExperimentFunction": self._judge_function(),
+            "ReconcileMetricsFunction": self._reconcile_function(),
+            "PublishReportFunction": self._publish_function(),
+            "ConcludeStudyFunction": self._conclude_function(),
+        }
         self.workflow = Workflow(
             self,
             "Workflow",
@@ -50,16 +57,10 @@ class LockstepStack(cdk.Stack):
             subnets=self.network.subnets,
             security_group=self.network.task_security_group,
             assign_public_ip=self.network.assign_public_ip,
-            functions={
-                "PlanStudyFunction": plan,
-                "JudgeExperimentFunction": judge,
-                "ReconcileMetricsFunction": reconcile,
-                "PublishReportFunction": publish,
-                "ConcludeStudyFunction": conclude,
-            },
+            functions=functions,
         )
         self._add_ingestion()
-        self._add_sweeper(publish)
+        self._add_sweeper(functions["PublishReportFunction"])
         self._add_deletion()
         self._let_server_and_workers_meet()
         self._let_workers_read_datasets()
@@ -88,8 +89,7 @@ class LockstepStack(cdk.Stack):
             self, "OnAws", expression=cdk.Fn.condition_equals(parameter.value_as_string, "false")
         )
 
-    def _state_functions(self) -> list[lambda_.Function]:
-        table, log_group = self.storage.table, self.training.log_group
+    def _plan_function(self) -> lambda_.Function:
         plan = self.functions.function(
             "plan_study",
             description="Validate and expand a study, write its plan",
@@ -99,16 +99,22 @@ class LockstepStack(cdk.Stack):
             ),
             timeout_seconds=60,
         )
-        table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
+        self.storage.table.grant(plan, "dynamodb:PutItem", "dynamodb:GetItem", "dynamodb:Query")
         let_it_ask(self, plan, self._on_aws)
+        return plan
+
+    def _judge_function(self) -> lambda_.Function:
         judge = self.functions.function(
             "judge_experiment",
             description="End an experiment's tasks and write how it went",
             environment=self._environment(**self._task_environment()),
             timeout_seconds=240,
         )
-        table.grant(judge, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
-        self._grant_task_control(judge)
+        self.storage.table.grant(judge, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem")
+        self._grant_tasks(judge)
+        return judge
+
+    def _reconcile_function(self) -> lambda_.Function:
         reconcile = self.functions.function(
             "reconcile_metrics",
             description="Account for every metric record of a study",
@@ -118,16 +124,18 @@ class LockstepStack(cdk.Stack):
             timeout_seconds=600,
             memory_mib=512,
         )
-        table.grant(
+        self.storage.table.grant(
             reconcile,
             "dynamodb:GetItem",
             "dynamodb:Query",
             "dynamodb:UpdateItem",
             "dynamodb:BatchWriteItem",
         )
-        log_group.grant(reconcile, "logs:FilterLogEvents")
-        self._grant_task_control(reconcile)
-        self._grant_task_logs(judge, reconcile)
+        self.training.log_group.grant(reconcile, "logs:FilterLogEvents")
+        self._grant_tasks(reconcile)
+        return reconcile
+
+    def _publish_function(self) -> lambda_.Function:
         publish = self.functions.function(
             "publish_report",
             description="Draw a study's report and put it into the bucket",
@@ -139,14 +147,13 @@ class LockstepStack(cdk.Stack):
             memory_mib=2048,
             layers=[self.functions.report_layer],
         )
+        table, bucket = self.storage.table, self.storage.bucket
         table.grant(publish, "dynamodb:GetItem", "dynamodb:Query")
-        self._grant_rows(publish, "dynamodb:UpdateItem", keys.measured_partition("*"))
+        grant_rows(publish, table, "dynamodb:UpdateItem", keys.measured_partition("*"))
         publish.add_to_role_policy(
-            iam.PolicyStatement(
-                actions=["s3:PutObject"], resources=[self.storage.bucket.arn_for_objects(f"{STUDIES}/*")]
-            )
+            iam.PolicyStatement(actions=["s3:PutObject"], resources=[bucket.arn_for_objects(f"{STUDIES}/*")])
         )
-        return [plan, judge, reconcile, publish, self._conclude_function()]
+        return publish
 
     def _conclude_function(self) -> lambda_.Function:
         conclude = self.functions.function(
@@ -156,7 +163,7 @@ class LockstepStack(cdk.Stack):
             timeout_seconds=120,
         )
         self.storage.table.grant(conclude, "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:BatchWriteItem")
-        self._grant_objects(conclude, CHECKPOINTS, "s3:DeleteObject")
+        grant_objects(conclude, self.storage.bucket, CHECKPOINTS, "s3:DeleteObject")
         return conclude
 
     def _delivery_patience(self) -> str:
@@ -189,8 +196,7 @@ class LockstepStack(cdk.Stack):
         self.storage.table.grant(
             sweep, "dynamodb:GetItem", "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:DeleteItem"
         )
-        self._grant_task_control(sweep)
-        self._grant_task_logs(sweep)
+        self._grant_tasks(sweep)
         sweep.add_to_role_policy(
             iam.PolicyStatement(actions=["lambda:InvokeFunction"], resources=[publish.function_arn])
         )
@@ -209,7 +215,7 @@ class LockstepStack(cdk.Stack):
             },
             timeout_seconds=300,
         )
-        self._grant_task_control(stop)
+        grant_task_control(stop, self.training.cluster)
         state_machine.grant(stop, "states:ListExecutions")
         state_machine.grant_execution(stop, "states:StopExecution")
         Deletion(
@@ -228,22 +234,13 @@ class LockstepStack(cdk.Stack):
     def _let_server_and_workers_meet(self) -> None:
         """The server reads and answers its task token, and writes what workers need to be let in; they read that."""
         server, worker = self.training.server.task_role, self.training.worker.task_role
+        table = self.storage.table
         announcements = keys.server_partition("*", "*")
-        self._grant_rows(server, "dynamodb:GetItem", keys.study_partition("*"))
-        self._grant_rows(server, "dynamodb:PutItem", announcements)
-        self._grant_rows(worker, "dynamodb:GetItem", announcements)
+        grant_rows(server, table, "dynamodb:GetItem", keys.study_partition("*"))
+        grant_rows(server, table, "dynamodb:PutItem", announcements)
+        grant_rows(worker, table, "dynamodb:GetItem", announcements)
         self.workflow.grant_own_tokens(
             "AnswerRendezvous", server, "states:SendTaskSuccess", "states:SendTaskFailure"
-        )
-
-    def _grant_rows(self, grantee: iam.IGrantable, action: str, partitions: str) -> None:
-        """`action` on the rows of the partitions that a pattern names, and on no other of the table."""
-        grantee.grant_principal.add_to_principal_policy(
-            iam.PolicyStatement(
-                actions=[action],
-                resources=[self.storage.table.table_arn],
-                conditions={"ForAllValues:StringLike": {"dynamodb:LeadingKeys": [partitions]}},
-            )
         )
 
     def _let_workers_read_datasets(self) -> None:
@@ -257,27 +254,19 @@ class LockstepStack(cdk.Stack):
     def _let_datasets_be_prepared(self) -> None:
         """One task lists, reads and writes data sets below their prefix, and writes how it went."""
         role = self.training.prepare.task_role
-        self._grant_objects(role, DATASETS, "s3:GetObject", "s3:PutObject")
-        self._grant_rows(role, "dynamodb:PutItem", keys.dataset_partition("*"))
+        grant_objects(role, self.storage.bucket, DATASETS, "s3:GetObject", "s3:PutObject")
+        grant_rows(role, self.storage.table, "dynamodb:PutItem", keys.dataset_partition("*"))
 
     def _let_servers_keep_checkpoints(self) -> None:
         """Servers list, read, write and remove checkpoints below their prefix; workers have no need to."""
-        self._grant_objects(
-            self.training.server.task_role, CHECKPOINTS, "s3:GetObject", "s3:PutObject", "s3:DeleteObject"
+        grant_objects(
+            self.training.server.task_role,
+            self.storage.bucket,
+            CHECKPOINTS,
+            "s3:GetObject",
+            "s3:PutObject",
+            "s3:DeleteObject",
         )
-
-    def _grant_objects(self, grantee: iam.IGrantable, prefix: str, *actions: str) -> None:
-        """List the bucket's objects below a prefix, and `actions` on them."""
-        bucket = self.storage.bucket
-        for statement in (
-            iam.PolicyStatement(
-                actions=["s3:ListBucket"],
-                resources=[bucket.bucket_arn],
-                conditions={"StringLike": {"s3:prefix": [f"{prefix}/*"]}},
-            ),
-            iam.PolicyStatement(actions=list(actions), resources=[bucket.arn_for_objects(f"{prefix}/*")]),
-        ):
-            grantee.grant_principal.add_to_principal_policy(statement)
 
     def _answer_for_wildcards(self) -> None:
         """Why grants end in *; the tests list those that are on everything."""
@@ -305,26 +294,10 @@ class LockstepStack(cdk.Stack):
             },
         )
 
-    def _grant_task_control(self, function: lambda_.Function) -> None:
-        function.add_to_role_policy(
-            iam.PolicyStatement(
-                actions=["ecs:ListTasks"],
-                # ListTasks knows no resource but a container instance; the condition binds it.
-                resources=["*"],
-                conditions={"ArnEquals": {"ecs:cluster": self.training.cluster.cluster_arn}},
-            )
-        )
-        function.add_to_role_policy(
-            iam.PolicyStatement(
-                actions=["ecs:DescribeTasks", "ecs:StopTask"],
-                resources=[cluster_tasks(self.training.cluster)],
-            )
-        )
-
-    def _grant_task_logs(self, *functions: lambda_.Function) -> None:
-        """To read what a task that failed wrote last."""
-        for function in functions:
-            self.training.log_group.grant(function, "logs:GetLogEvents")
+    def _grant_tasks(self, function: lambda_.Function) -> None:
+        """What ends tasks, and says how they ended."""
+        grant_task_control(function, self.training.cluster)
+        grant_task_logs(function, self.training.log_group)
 
     def _task_environment(self) -> dict[str, str]:
         return {
