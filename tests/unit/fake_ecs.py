@@ -4,11 +4,10 @@ moto's tasks have neither exit codes nor stop codes, and end the moment they are
 task ends. Clients reach it through AWS_ENDPOINT_URL_ECS.
 """
 
-import json
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from typing import Any
+
+from tests.unit.json_service import JsonService, Refused
 
 CLUSTER = "arn:aws:ecs:us-east-1:123456789012:cluster/lockstep"
 EPOCH = 1_790_000_000.0
@@ -70,24 +69,15 @@ def ended(group: str, role: str, rank: int = 0, **how: Any) -> FakeTask:
     return FakeTask(group, role, rank, **{**defaults, **how})
 
 
-class _Refused(Exception):
-    """What the API answers with an error code."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
 @dataclass
-class FakeEcs:
-    """The cluster. Use as a context manager; `endpoint` is where it listens."""
+class FakeEcs(JsonService):
+    """The cluster."""
 
     tasks: list[FakeTask] = field(default_factory=list)
     stopped: list[str] = field(default_factory=list)
     """Arguments of StopTask, in order: group/role/rank and reason."""
     refusals: dict[str, str] = field(default_factory=dict)
     """group/role/rank → error code that StopTask answers."""
-    endpoint: str = ""
 
     def add(self, *tasks: FakeTask) -> None:
         """Put tasks into the cluster."""
@@ -119,9 +109,9 @@ class FakeEcs:
         assert action == "StopTask", action
         task = next((task for task in self.tasks if task.arn == request["task"]), None)
         if task is None:
-            raise _Refused("InvalidParameterException", "The referenced task was not found.")
+            raise Refused("InvalidParameterException", "The referenced task was not found.")
         if code := self.refusals.get(_label(task)):
-            raise _Refused(code, "for this test")
+            raise Refused(code, "for this test")
         self.stopped.append(f"{_label(task)}: {request['reason']}")
         if task.status == "RUNNING":
             task.status, task.stop_code, task.reason = "STOPPING", "UserInitiated", request["reason"]
@@ -136,38 +126,6 @@ class FakeEcs:
         if start + PAGE < len(arns):
             page["nextToken"] = str(start + PAGE)
         return page
-
-    def __enter__(self) -> Self:
-        ecs = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                action = self.headers["X-Amz-Target"].rpartition(".")[2]
-                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                try:
-                    status, answer = 200, ecs.answer(action, request)
-                except _Refused as refused:
-                    status, answer = 400, {"__type": refused.code, "message": str(refused)}
-                body = json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/x-amz-json-1.1")
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-        self.endpoint = f"http://127.0.0.1:{self._server.server_port}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
 
 
 def _label(task: FakeTask) -> str:
