@@ -51,6 +51,9 @@ ECS = (
 )
 """The last one is RunTask's `failures`: no capacity, or the account's limit."""
 
+LOOKUP_THROTTLED = "ECS.InvalidParameterException"
+"""Said, too, where EC2 throttles the look-up of the security group, when many tasks are started at once."""
+
 OUT_OF_TIME = "Sandbox.Timedout"
 A_BUG = "KeyError"
 
@@ -84,11 +87,10 @@ def task(restarted: str) -> Json:
     once = [
         "States.TaskFailed",
         "States.Timeout",
-        "ECS.InvalidParameterException",
         "ECS.AccessDeniedException",
     ]
     return {
-        "attempts": dict.fromkeys(ECS, 9),
+        "attempts": {**dict.fromkeys(ECS, 9), LOOKUP_THROTTLED: 4},
         "once": [*once, "ECS.ClientException", "ECS.TaskFailedToStartException"],
         "caught": restarted,
     }
