@@ -19,7 +19,7 @@ from contract.preparation import to_prepare
 from contract.study import Study, parse_study
 from lambdas.environment import PlanEnvironment
 from lambdas.history import History
-from lambdas.plan_study.launch import launch_items
+from lambdas.plan_study.launch import VAIN_STARTS, launch_items
 from lambdas.plan_study.quotas import read_quotas
 from lambdas.table import Execution, ExperimentTable
 
@@ -65,6 +65,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         "refusal": "",
         "dataset": to_prepare(study.training, experiments[0].training),
         "experiments": [item for item in items if item["name"] not in completed],
+        "vain_starts": VAIN_STARTS,
         "max_parallel_experiments": at_a_time,
     }
 

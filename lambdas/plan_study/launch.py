@@ -16,6 +16,9 @@ from contract.task import shared_environment
 RESTARTS: Final = 3
 """How many times a task that was struck is started again: one that is struck each time must not go on for ever."""
 
+VAIN_STARTS: Final = 2
+"""How many times a task that never ran is started again, whatever its loss would mean: nothing was lost."""
+
 LAUNCH_SECONDS: Final = 900
 """Longest way of a task to its first line of Python: capacity, a network interface, the image."""
 
@@ -52,6 +55,7 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
         "on_worker_loss": experiment.on_worker_loss,
         "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
         "worker_restarts": _worker_restarts(experiment),
+        "vain_starts": VAIN_STARTS,
         "timeouts": _timeouts(experiment),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
         "server": _task(experiment.server),

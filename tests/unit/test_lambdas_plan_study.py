@@ -16,7 +16,7 @@ from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
 from lambdas.history import History
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, launch_item
+from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, VAIN_STARTS, launch_item
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
 from tests.unit.conftest import TABLE
@@ -50,6 +50,7 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
         "refusal": "",
         "dataset": None,
         "experiments": [launch_item(experiment) for experiment in experiments],
+        "vain_starts": VAIN_STARTS,
         "max_parallel_experiments": 3,
     }
     assert json.loads(json.dumps(planned)) == planned
