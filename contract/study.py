@@ -26,6 +26,13 @@ from contract.errors import StudyRefused
 from contract.exchange import Exchange, exchange_conflicts, transport_problem
 from contract.fargate import size_problem
 from contract.faults import Faults, OnWorkerLoss, crash_problems, recovery_problems
+from contract.limits import (
+    AROUND_SECONDS,
+    ENDING_SECONDS,
+    JUDGING_SECONDS,
+    LAUNCH_SECONDS,
+    PREPARING_SECONDS,
+)
 from contract.network import Network, link_problems
 from contract.problems import problems_of
 from contract.training import Training, training_conflicts
@@ -312,12 +319,13 @@ def _unfit(study: Study) -> list[str]:
 
 
 def duration_problems(experiments: int, timeout_seconds: int, at_a_time: int, way_out: str) -> list[str]:
-    """Why a study could run out of time, were every experiment to take as long as it may.
+    """Why a study could run out of time, were everything in it to take as long as it may, once.
 
-    `way_out`: what lets more of them run at a time.
+    `way_out`: what lets more experiments run at a time.
     """
     rounds = -(-experiments // at_a_time)
-    if (seconds := rounds * timeout_seconds) <= MAX_STUDY_SECONDS:
+    one = LAUNCH_SECONDS + timeout_seconds + ENDING_SECONDS + JUDGING_SECONDS
+    if (seconds := PREPARING_SECONDS + rounds * one + AROUND_SECONDS) <= MAX_STUDY_SECONDS:
         return []
     return [
         f"experiment_timeout_seconds: {experiments} experiments of {timeout_seconds:,} s, {at_a_time} at a time,"

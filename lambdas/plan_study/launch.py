@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from contract.errors import StudyRefused
 from contract.fargate import CPU_UNITS_OF_A_VCPU
+from contract.limits import ENDING_SECONDS, LAUNCH_SECONDS
 from contract.plan import Experiment
 from contract.study import TaskSize
 from contract.task import shared_environment
@@ -18,12 +19,6 @@ RESTARTS: Final = 3
 
 VAIN_STARTS: Final = 2
 """How many times a task that never ran is started again, whatever its loss would mean: nothing was lost."""
-
-LAUNCH_SECONDS: Final = 900
-"""Longest way of a task to its first line of Python: capacity, a network interface, the image."""
-
-ENDING_SECONDS: Final = 120
-"""Longest way of a task that has given up to its end: last words to its peers, last records, its stop timeout."""
 
 MAX_ITEMS_BYTES: Final = 250_000
 """All items of a study, as JSON, with room for what stands beside them in the output of their state.

@@ -1,6 +1,7 @@
 """The state machine: every state is reached, every way ends, and it speaks the contract's words."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 import statemachine
 from contract.catalogue import Dataset
 from contract.cost import STUDY_REQUESTS
+from contract.limits import AROUND_SECONDS, JUDGING_SECONDS, PREPARING_SECONDS
 from contract.plan import Experiment, plan, preparation_group, study_of_group
 from contract.preparation import Preparation
 from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
@@ -31,6 +33,7 @@ from contract.table import (
 )
 from contract.task import TaskEnvironment
 from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item
+from runtime import liveness
 from tests.infrastructure.asl import (
     SUBSTITUTIONS,
     Machine,
@@ -160,9 +163,27 @@ def test_no_task_waits_without_an_end(
         # The function's own end is the one that is told: the state's is for what Lambda does not answer.
         assert 0 < limits[name] - functions[function]["Timeout"] <= 60, name
     # A download: of the largest data set in an hour, over a line of half a Mbit/s.
-    assert limits["PrepareDataset"] == 3600
+    assert limits["PrepareDataset"] == PREPARING_SECONDS == 3600
+    assert limits["JudgeExperiment"] == JUDGING_SECONDS
+    assert sum(limits[name] for name in called.keys() - {"JudgeExperiment"}) == AROUND_SECONDS
     others = limits.keys() - timeouts.keys() - called.keys() - {"PrepareDataset"}
     assert {limits[name] for name in others} == {60}
+
+
+def test_a_server_waits_for_its_workers_longer_than_calls_for_them_are_tried_again(
+    rendered: Machine, item: dict[str, Any]
+) -> None:
+    found = states(rendered)
+    throttled = sum(
+        min(
+            retrier["IntervalSeconds"] * retrier["BackoffRate"] ** i, retrier.get("MaxDelaySeconds", math.inf)
+        )
+        for retrier in found["RunWorker"]["Retry"]
+        for i in range(retrier["MaxAttempts"])
+    )
+    assert throttled > 300
+    assert throttled < liveness.JOIN_SECONDS / 2
+    assert evaluated(found["AwaitServer"]["TimeoutSeconds"], experiment=item) == liveness.JOIN_SECONDS
 
 
 def snake_case(name: str) -> str:

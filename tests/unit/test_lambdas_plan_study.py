@@ -10,13 +10,14 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.forecast import Forecast
 from contract.history import Measured, fingerprint
+from contract.limits import LAUNCH_SECONDS
 from contract.plan import plan
 from contract.study import parse_study
 from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
 from lambdas.history import History
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, VAIN_STARTS, launch_item
+from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
 from tests.unit.conftest import TABLE
