@@ -3,6 +3,7 @@
 Read by the plan_study function and by the command line; knows nothing of how a study is run.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -42,6 +43,11 @@ MAX_EXPERIMENTS = 100
 
 MAX_STUDY_SECONDS = 14 * 86_400
 """How long a study may take, as the state machine says too; docs/scale.md has the reason."""
+
+MAX_STUDY_ID_CHARACTERS = 80
+"""Source: Step Functions API Reference, StartExecution, name."""
+
+_STUDY_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_STUDY_ID_CHARACTERS - 1}}}")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
@@ -226,6 +232,20 @@ class Study(Document):
 
 def _classic_name(mode: str, workers: int) -> str:
     return f"{mode}_{workers}worker{'s' if workers > 1 else ''}"
+
+
+def check_study_id(study_id: str) -> None:
+    """Raise StudyRefused where an execution's name is no study's id.
+
+    Step Functions takes names that ECS refuses as a tag's value, and others that are awkward in a path.
+    """
+    if not _STUDY_ID.fullmatch(study_id):
+        raise StudyRefused(
+            [
+                f"execution name: {study_id!r} cannot be a study's; start it under one of 1 to"
+                f" {MAX_STUDY_ID_CHARACTERS} characters A-Z a-z 0-9 . _ -, the first a letter or a digit"
+            ]
+        )
 
 
 def parse_study(document: object) -> Study:

@@ -16,7 +16,7 @@ from contract.forecast import Forecast, forecast
 from contract.history import fingerprint
 from contract.plan import Experiment, plan
 from contract.preparation import to_prepare
-from contract.study import Study, parse_study
+from contract.study import Study, check_study_id, parse_study
 from lambdas.environment import PlanEnvironment
 from lambdas.history import History
 from lambdas.plan_study.launch import VAIN_STARTS, launch_items
@@ -39,6 +39,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
     environment = PlanEnvironment.read()
     try:
+        check_study_id(study_id)
         study = parse_study(event["study"])
         experiments = plan(study, study_id, environment.datasets_location)
         items = launch_items(experiments)

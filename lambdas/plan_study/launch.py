@@ -11,7 +11,7 @@ from contract.errors import StudyRefused
 from contract.fargate import CPU_UNITS_OF_A_VCPU
 from contract.limits import ENDING_SECONDS, LAUNCH_SECONDS
 from contract.plan import Experiment
-from contract.study import TaskSize
+from contract.study import MAX_STUDY_ID_CHARACTERS, TaskSize
 from contract.task import shared_environment
 
 RESTARTS: Final = 3
@@ -27,9 +27,24 @@ Source: Step Functions Developer Guide, service quotas: 256 KiB of input or outp
 """
 
 
+MAX_OVERRIDE_CHARACTERS: Final = 8_192
+"""What RunTask takes of overrides, as JSON. Source: Amazon ECS API Reference, TaskOverride."""
+
+MACHINE_CHARACTERS: Final = 1_000
+"""What the state machine adds to an item's environment at most: sizes, threads, rank, addresses, table, region."""
+
+
 def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
-    """The items of the RunExperiments Map. Raises StudyRefused where no state can hand them on."""
+    """The items of the RunExperiments Map. Raises StudyRefused where no state or no task can be given them."""
     items = [launch_item(experiment) for experiment in experiments]
+    largest = max(items, key=_override_characters)
+    if (told := _override_characters(largest)) > MAX_OVERRIDE_CHARACTERS:
+        raise StudyRefused(
+            [
+                f"experiments: a task of {largest['name']} is told {told:,} characters, and ECS takes at most"
+                f" {MAX_OVERRIDE_CHARACTERS:,}: shorten compute.stragglers, network.workers or faults.crashes"
+            ]
+        )
     if (size := len(json.dumps(items))) > MAX_ITEMS_BYTES:
         raise StudyRefused(
             [
@@ -59,6 +74,12 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
             "capacity": "FARGATE_SPOT" if experiment.worker.spot else "FARGATE",
         },
     }
+
+
+def _override_characters(item: dict[str, Any]) -> int:
+    """As many as under the longest name of an execution: what is planned without one has another's."""
+    told = len(json.dumps(item["environment"], separators=(",", ":")))
+    return told - len(item["study_id"]) + MAX_STUDY_ID_CHARACTERS + MACHINE_CHARACTERS
 
 
 def _worker_restarts(experiment: Experiment) -> list[int]:

@@ -14,6 +14,7 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 import statemachine
 from contract.catalogue import Dataset
 from contract.cost import STUDY_REQUESTS
+from contract.document import MAX_SHARDS
 from contract.limits import AROUND_SECONDS, JUDGING_SECONDS, PREPARING_SECONDS
 from contract.plan import Experiment, plan, preparation_group, study_of_group
 from contract.preparation import Preparation
@@ -32,7 +33,7 @@ from contract.table import (
     study_partition,
 )
 from contract.task import TaskEnvironment
-from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item
+from lambdas.plan_study.launch import MACHINE_CHARACTERS, RESTARTS, VAIN_STARTS, launch_item
 from runtime import liveness
 from tests.infrastructure.asl import (
     SUBSTITUTIONS,
@@ -323,6 +324,19 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
     }
     assert server.model_dump(include=shared) == worker.model_dump(include=shared)
     assert (server.server_mode, server.total_workers_expected, server.seed) == (Mode.ASYNC, 3, 5)
+
+
+def test_what_the_state_machine_adds_to_a_task_is_what_plans_reckon_with(item: dict[str, Any]) -> None:
+    """With names as long as AWS takes them, and as many servers as there can be."""
+    longest = {**SUBSTITUTIONS, "TableName": "t" * 255, "Region": "ap-northeast-1"}
+    found = states(json.loads(statemachine.render(longest)))
+    address = ",".join(["255.255.255.255:8000"] * MAX_SHARDS)
+    inputs = {"server": {"shard": 7}, "worker": {"rank": 31, "attempt": 999, "address": address}}
+    for name, role in (("RunServer", "server"), ("RunWorker", "worker")):
+        variables = {"states": {"input": inputs[role]}, "experiment": item}
+        overrides = evaluated(found[name]["Arguments"]["Overrides"], **variables)
+        told = len(json.dumps(item["environment"], separators=(",", ":")))
+        assert len(json.dumps(overrides, separators=(",", ":"))) - told <= MACHINE_CHARACTERS
 
 
 @pytest.mark.parametrize(("state", "retries"), [({"RetryCount": 0}, 0), ({"RetryCount": 3}, 3), ({}, 0)])

@@ -31,10 +31,14 @@ DOCUMENT: dict[str, Any] = {
 
 
 def call(
-    study: object, context: LambdaContext, started_at: str = "2026-03-01T12:00:00Z", redrives: int = 0
+    study: object,
+    context: LambdaContext,
+    started_at: str = "2026-03-01T12:00:00Z",
+    redrives: int = 0,
+    study_id: str = "study-1",
 ) -> dict[str, Any]:
     event = {
-        "study_id": "study-1",
+        "study_id": study_id,
         "execution_arn": "arn:aws:states:…",
         "execution_started_at": started_at,
         "redrives": redrives,
@@ -272,6 +276,28 @@ def test_a_study_that_no_state_could_hand_on_is_refused(
     )
     assert table.study("study-1") is None
     assert call({**document, "seeds": list(range(30))}, context)["refusal"] == ""
+
+
+@pytest.mark.parametrize(
+    "study_id", ["one(1)", "it's", "-one", "über", "one two", "a/b", "", "s" * 81, "one\n"]
+)
+def test_a_name_that_ecs_does_not_take_as_a_tag_is_refused(
+    table: ExperimentTable, context: LambdaContext, study_id: str
+) -> None:
+    """Step Functions takes some of them; each RunTask would be refused."""
+    assert call(DOCUMENT, context, study_id=study_id) == {
+        "refusal": "study refused: 1 problem\n"
+        f"  - execution name: {study_id!r} cannot be a study's; start it under one of 1 to 80 characters"
+        " A-Z a-z 0-9 . _ -, the first a letter or a digit",
+        "experiments": [],
+    }
+    assert table.study(study_id) is None
+
+
+@pytest.mark.parametrize("study_id", ["s" * 80, "0", "a.b_C-1"])
+@pytest.mark.usefixtures("table")
+def test_any_other_name_is_a_studys(context: LambdaContext, study_id: str) -> None:
+    assert call(DOCUMENT, context, study_id=study_id)["refusal"] == ""
 
 
 @pytest.mark.parametrize("document", [None, [], "{}", 3])
