@@ -36,7 +36,10 @@ MACHINE_CHARACTERS: Final = 1_000
 
 def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
     """The items of the RunExperiments Map. Raises StudyRefused where no state or no task can be given them."""
-    items = [launch_item(experiment) for experiment in experiments]
+    experiments = list(experiments)
+    # In one zone what is compared: a zone's hosts are not another's.
+    compared = list(dict.fromkeys((each.workers, each.seed) for each in experiments))
+    items = [launch_item(each, compared.index((each.workers, each.seed))) for each in experiments]
     largest = max(items, key=_override_characters)
     if (told := _override_characters(largest)) > MAX_OVERRIDE_CHARACTERS:
         raise StudyRefused(
@@ -55,13 +58,17 @@ def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
     return items
 
 
-def launch_item(experiment: Experiment) -> dict[str, Any]:
-    """One item of the RunExperiments Map, as JSON values in the shapes that ECS and DynamoDB take."""
+def launch_item(experiment: Experiment, zone: int = 0) -> dict[str, Any]:
+    """One item of the RunExperiments Map, as JSON values in the shapes that ECS and DynamoDB take.
+
+    `zone`: which of the deployment's subnets its tasks are in, counted on from the first where there are fewer.
+    """
     environment = shared_environment(experiment).to_environ()
     return {
         "study_id": experiment.study_id,
         "name": experiment.name,
         "task_group": experiment.task_group,
+        "zone": zone,
         "on_worker_loss": experiment.on_worker_loss,
         "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
         "worker_restarts": _worker_restarts(experiment),

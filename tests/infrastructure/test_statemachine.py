@@ -33,7 +33,7 @@ from contract.table import (
     study_partition,
 )
 from contract.task import TaskEnvironment
-from lambdas.plan_study.launch import MACHINE_CHARACTERS, RESTARTS, VAIN_STARTS, launch_item
+from lambdas.plan_study.launch import MACHINE_CHARACTERS, RESTARTS, VAIN_STARTS, launch_item, launch_items
 from runtime import liveness
 from tests.infrastructure.asl import (
     SUBSTITUTIONS,
@@ -300,7 +300,7 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
         assert "LaunchType" not in arguments  # ECS takes one of the two
         capacity = item["worker"]["capacity"] if role == "worker" else "FARGATE"
         assert arguments["CapacityProviderStrategy"] == [{"CapacityProvider": capacity, "Weight": 1}]
-        assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
+        assert subnets(arguments) == ["subnet-1"]
         overrides = arguments["Overrides"]
         assert (overrides["Cpu"], overrides["Memory"]) == (item[role]["cpu"], item[role]["memory"])
         (container,) = overrides["ContainerOverrides"]
@@ -337,6 +337,36 @@ def test_what_the_state_machine_adds_to_a_task_is_what_plans_reckon_with(item: d
         overrides = evaluated(found[name]["Arguments"]["Overrides"], **variables)
         told = len(json.dumps(item["environment"], separators=(",", ":")))
         assert len(json.dumps(overrides, separators=(",", ":"))) - told <= MACHINE_CHARACTERS
+
+
+def subnets(arguments: dict[str, Any]) -> list[str]:
+    found: list[str] = arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"]
+    return found
+
+
+@pytest.mark.parametrize(("listed", "used"), [("a,b", "aabbaabb"), ("a", "aaaaaaaa"), ("a,b,c", "aabbccaa")])
+def test_all_tasks_of_an_experiment_are_in_one_zone_with_those_it_is_compared_with(
+    listed: str, used: str
+) -> None:
+    """Modes side by side with the same workers and seed; those with others go to the next zone."""
+    document = {"matrix": {"workers": [1, 2]}, "seeds": [0, 1]}
+    items = launch_items(plan(parse_study(document), "study-1"))
+    found = states(json.loads(statemachine.render({**SUBSTITUTIONS, "Subnets": listed})))
+    inputs = {
+        "RunServer": {"shard": 0},
+        "RunWorker": {"rank": 0, "attempt": 0, "address": "10.73.0.9:8000"},
+    }
+    for name, given in inputs.items():
+        told = [
+            evaluated(found[name]["Arguments"], states={"input": given}, experiment=item) for item in items
+        ]
+        assert [subnets(arguments) for arguments in told] == [[subnet] for subnet in used]
+
+
+def test_the_task_that_prepares_may_be_in_any_zone(rendered: Machine) -> None:
+    told = {"input": {"dataset": DATASET}, "context": STUDY_1}
+    arguments = evaluated(rendered["States"]["PrepareDataset"]["Arguments"], states=told)
+    assert subnets(arguments) == ["subnet-1", "subnet-2"]
 
 
 @pytest.mark.parametrize(("state", "retries"), [({"RetryCount": 0}, 0), ({"RetryCount": 3}, 3), ({}, 0)])

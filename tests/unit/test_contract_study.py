@@ -28,7 +28,7 @@ from contract.study import (
 )
 from contract.task import TaskEnvironment, shared_environment
 from contract.training import Training
-from lambdas.plan_study.launch import launch_item
+from lambdas.plan_study.launch import MAX_ITEMS_BYTES, launch_item, launch_items
 
 EVERY_MODE = "'sync', 'async', 'backup', 'ssp', 'ksync', 'kasync', 'staleness-aware' or 'dc-asgd'"
 FAIL_CAUSE_CHARACTERS = 32_768
@@ -639,8 +639,8 @@ def test_the_largest_study_fits_the_output_of_a_state() -> None:
             "compute": {"mode": "emulated", "distribution": "shifted-exponential", "shift_ms": 12.3456789},
         }
     )
-    items = [launch_item(experiment) for experiment in plan(study, "s" * 80)]
-    assert len(json.dumps(items)) < 0.9 * STATE_OUTPUT_BYTES
+    items = launch_items(plan(study, "s" * 80))
+    assert len(json.dumps(items)) < MAX_ITEMS_BYTES < 0.96 * STATE_OUTPUT_BYTES
 
 
 PARTS = (

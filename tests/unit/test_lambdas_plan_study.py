@@ -17,7 +17,7 @@ from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
 from lambdas.history import History
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item
+from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item, launch_items
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
 from tests.unit.conftest import TABLE
@@ -54,7 +54,7 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     assert planned == {
         "refusal": "",
         "dataset": None,
-        "experiments": [launch_item(experiment) for experiment in experiments],
+        "experiments": launch_items(experiments),
         "vain_starts": VAIN_STARTS,
         "max_parallel_experiments": 3,
     }
@@ -346,7 +346,9 @@ def test_what_has_completed_is_not_run_again(table: ExperimentTable, context: La
     done, failed, *_ = (row.experiment for row in table.experiments("study-1"))
     table.settle(done, Verdict(Status.COMPLETED))
     table.settle(failed, Verdict(Status.FAILED))
-    assert call(DOCUMENT, context) == {**first, "experiments": first["experiments"][1:]}
+    again = call(DOCUMENT, context)
+    assert again == {**first, "experiments": first["experiments"][1:]}
+    assert [item["zone"] for item in again["experiments"]] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("quota", "at_a_time"), [("9", 2), ("1", 1), ("64", 3)])
