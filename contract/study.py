@@ -3,6 +3,7 @@
 Read by the plan_study function and by the command line; knows nothing of how a study is run.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -26,6 +27,13 @@ from contract.errors import StudyRefused
 from contract.exchange import Exchange, exchange_conflicts, transport_problem
 from contract.fargate import size_problem
 from contract.faults import Faults, OnWorkerLoss, crash_problems, recovery_problems
+from contract.limits import (
+    AROUND_SECONDS,
+    ENDING_SECONDS,
+    JUDGING_SECONDS,
+    LAUNCH_SECONDS,
+    PREPARING_SECONDS,
+)
 from contract.network import Network, link_problems
 from contract.problems import problems_of
 from contract.training import Training, training_conflicts
@@ -35,6 +43,11 @@ MAX_EXPERIMENTS = 100
 
 MAX_STUDY_SECONDS = 14 * 86_400
 """How long a study may take, as the state machine says too; docs/scale.md has the reason."""
+
+MAX_STUDY_ID_CHARACTERS = 80
+"""Source: Step Functions API Reference, StartExecution, name."""
+
+_STUDY_ID = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{MAX_STUDY_ID_CHARACTERS - 1}}}")
 
 NAME_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
 
@@ -221,6 +234,20 @@ def _classic_name(mode: str, workers: int) -> str:
     return f"{mode}_{workers}worker{'s' if workers > 1 else ''}"
 
 
+def check_study_id(study_id: str) -> None:
+    """Raise StudyRefused where an execution's name is no study's id.
+
+    Step Functions takes names that ECS refuses as a tag's value, and others that are awkward in a path.
+    """
+    if not _STUDY_ID.fullmatch(study_id):
+        raise StudyRefused(
+            [
+                f"execution name: {study_id!r} cannot be a study's; start it under one of 1 to"
+                f" {MAX_STUDY_ID_CHARACTERS} characters A-Z a-z 0-9 . _ -, the first a letter or a digit"
+            ]
+        )
+
+
 def parse_study(document: object) -> Study:
     """Read a study document.
 
@@ -312,12 +339,13 @@ def _unfit(study: Study) -> list[str]:
 
 
 def duration_problems(experiments: int, timeout_seconds: int, at_a_time: int, way_out: str) -> list[str]:
-    """Why a study could run out of time, were every experiment to take as long as it may.
+    """Why a study could run out of time, were everything in it to take as long as it may, once.
 
-    `way_out`: what lets more of them run at a time.
+    `way_out`: what lets more experiments run at a time.
     """
     rounds = -(-experiments // at_a_time)
-    if (seconds := rounds * timeout_seconds) <= MAX_STUDY_SECONDS:
+    one = LAUNCH_SECONDS + timeout_seconds + ENDING_SECONDS + JUDGING_SECONDS
+    if (seconds := PREPARING_SECONDS + rounds * one + AROUND_SECONDS) <= MAX_STUDY_SECONDS:
         return []
     return [
         f"experiment_timeout_seconds: {experiments} experiments of {timeout_seconds:,} s, {at_a_time} at a time,"

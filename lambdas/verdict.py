@@ -21,6 +21,9 @@ SUMMARIES = frozenset({"server_summary", "worker_summary"})
 CLOCKS_DIFFER = timedelta(seconds=5)
 """By how much the clocks of Step Functions and ECS may differ."""
 
+_NEVER_RAN = "TaskFailedToStart"
+"""ECS's stop code of a task of which nothing has run; the state machine starts another one in its place."""
+
 Emitter = tuple[str, int]
 """(role, rank) of a task."""
 
@@ -114,12 +117,21 @@ def judge(
 
 
 def failed_in_order(outcomes: Iterable[TaskOutcome], records: Iterable[MetricRecord]) -> list[TaskOutcome]:
-    """The tasks that did not succeed, the root of the failure first, those that were merely stopped last."""
+    """The tasks that did not succeed, the root of the failure first, those that were merely stopped last.
+
+    A start that came to nothing is none of them where a later one took its place.
+    """
     said = _last_words(records)
     return sorted(
-        (outcome for outcome in outcomes if not outcome.succeeded),
+        (outcome for outcome in _without_vain_starts(outcomes) if not outcome.succeeded),
         key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
     )
+
+
+def _without_vain_starts(outcomes: Iterable[TaskOutcome]) -> list[TaskOutcome]:
+    in_order = sorted(outcomes, key=lambda outcome: outcome.stopped_at)
+    last = {(outcome.role, outcome.rank): outcome for outcome in in_order}
+    return [o for o in in_order if o.stop_code != _NEVER_RAN or o is last[o.role, o.rank]]
 
 
 def first_to_fail(outcomes: Iterable[TaskOutcome], records: Iterable[MetricRecord]) -> TaskOutcome | None:
@@ -230,7 +242,7 @@ def _reason(outcome: TaskOutcome, said: _Said) -> str:
 
 def _was_taken_away(outcome: TaskOutcome) -> bool:
     """AWS itself ended it, for example to have Spot capacity back; then the exit code says little."""
-    return outcome.stop_code not in {"", "EssentialContainerExited", "UserInitiated", "TaskFailedToStart"}
+    return outcome.stop_code not in {"", "EssentialContainerExited", "UserInitiated", _NEVER_RAN}
 
 
 def _signal_name(number: int) -> str:

@@ -7,6 +7,8 @@ only the data connections are cut off, they are made anew after 16 s.
 
 from typing import Final
 
+from contract.limits import LAUNCH_SECONDS
+
 HEARTBEAT_SECONDS: Final = 2.0
 """How often the server says on each Attend stream that it lives."""
 
@@ -28,8 +30,8 @@ JOIN_CALL_SECONDS: Final = 5.0
 JOIN_RETRY_SECONDS: Final = 30.0
 """How long a worker tries to reach a server that does not listen yet."""
 
-JOIN_SECONDS: Final = 300.0
-"""How long the server waits for all workers."""
+JOIN_SECONDS: Final = float(LAUNCH_SECONDS)
+"""How long the server waits for all workers: as long as each may be on its way."""
 
 REJOIN_SECONDS: Final = 180.0
 """How long the server of an experiment that goes on without lost workers waits when it has lost all of them.
@@ -37,7 +39,9 @@ REJOIN_SECONDS: Final = 180.0
 A Fargate task that is started again has to be noticed, placed and given its image: a minute or two."""
 
 RETURN_SECONDS: Final = 300.0
-"""How long a worker waits for a server that keeps checkpoints to be started again: that may fail once, too."""
+"""How long a worker waits for a server that keeps checkpoints to be started again: that may fail once, too.
+
+And how long such a server waits for those that were there."""
 
 LOOK_AGAIN_SECONDS: Final = 3.0
 """How long such a worker tries one address, before it asks again where the server is."""

@@ -197,7 +197,8 @@ def _supervise(
     environment: TaskEnvironment, state: ServerState, server: Listening, deadline: float, emitter: Emitter
 ) -> None:
     """Wait for the workers, then for the end of training. Raises LockstepError if that is not a good one."""
-    patience = min(liveness.JOIN_SECONDS, deadline - time.monotonic())
+    way = liveness.RETURN_SECONDS if state.resumed else liveness.JOIN_SECONDS
+    patience = min(way, deadline - time.monotonic())
     if missing := state.wait_started(patience):
         ranks = ", ".join(map(str, missing))
         waited = f"not all workers joined within {patience:.0f} s: missing ranks {ranks}"

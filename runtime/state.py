@@ -277,6 +277,12 @@ class ServerState:
             return self._ending if self._phase is Phase.ENDED else None
 
     @property
+    def resumed(self) -> bool:
+        """It goes on from another server's facts."""
+        with self._changed:
+            return self._resumed_from is not None
+
+    @property
     def deserted(self) -> bool:
         """Training goes on, but every worker is lost."""
         with self._changed:

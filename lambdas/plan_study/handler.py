@@ -16,10 +16,10 @@ from contract.forecast import Forecast, forecast
 from contract.history import fingerprint
 from contract.plan import Experiment, plan
 from contract.preparation import to_prepare
-from contract.study import Study, parse_study
+from contract.study import Study, check_study_id, parse_study
 from lambdas.environment import PlanEnvironment
 from lambdas.history import History
-from lambdas.plan_study.launch import launch_items
+from lambdas.plan_study.launch import VAIN_STARTS, launch_items
 from lambdas.plan_study.quotas import read_quotas
 from lambdas.table import Execution, ExperimentTable
 
@@ -39,6 +39,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     execution = Execution(event["execution_arn"], str(event["execution_started_at"]))
     environment = PlanEnvironment.read()
     try:
+        check_study_id(study_id)
         study = parse_study(event["study"])
         experiments = plan(study, study_id, environment.datasets_location)
         items = launch_items(experiments)
@@ -65,6 +66,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
         "refusal": "",
         "dataset": to_prepare(study.training, experiments[0].training),
         "experiments": [item for item in items if item["name"] not in completed],
+        "vain_starts": VAIN_STARTS,
         "max_parallel_experiments": at_a_time,
     }
 

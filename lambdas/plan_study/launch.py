@@ -9,18 +9,16 @@ from typing import Any, Final
 
 from contract.errors import StudyRefused
 from contract.fargate import CPU_UNITS_OF_A_VCPU
+from contract.limits import ENDING_SECONDS, LAUNCH_SECONDS
 from contract.plan import Experiment
-from contract.study import TaskSize
+from contract.study import MAX_STUDY_ID_CHARACTERS, TaskSize
 from contract.task import shared_environment
 
 RESTARTS: Final = 3
 """How many times a task that was struck is started again: one that is struck each time must not go on for ever."""
 
-LAUNCH_SECONDS: Final = 900
-"""Longest way of a task to its first line of Python: capacity, a network interface, the image."""
-
-ENDING_SECONDS: Final = 120
-"""Longest way of a task that has given up to its end: last words to its peers, last records, its stop timeout."""
+VAIN_STARTS: Final = 2
+"""How many times a task that never ran is started again, whatever its loss would mean: nothing was lost."""
 
 MAX_ITEMS_BYTES: Final = 250_000
 """All items of a study, as JSON, with room for what stands beside them in the output of their state.
@@ -29,9 +27,27 @@ Source: Step Functions Developer Guide, service quotas: 256 KiB of input or outp
 """
 
 
+MAX_OVERRIDE_CHARACTERS: Final = 8_192
+"""What RunTask takes of overrides, as JSON. Source: Amazon ECS API Reference, TaskOverride."""
+
+MACHINE_CHARACTERS: Final = 1_000
+"""What the state machine adds to an item's environment at most: sizes, threads, rank, addresses, table, region."""
+
+
 def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
-    """The items of the RunExperiments Map. Raises StudyRefused where no state can hand them on."""
-    items = [launch_item(experiment) for experiment in experiments]
+    """The items of the RunExperiments Map. Raises StudyRefused where no state or no task can be given them."""
+    experiments = list(experiments)
+    # In one zone what is compared: a zone's hosts are not another's.
+    compared = list(dict.fromkeys((each.workers, each.seed) for each in experiments))
+    items = [launch_item(each, compared.index((each.workers, each.seed))) for each in experiments]
+    largest = max(items, key=_override_characters)
+    if (told := _override_characters(largest)) > MAX_OVERRIDE_CHARACTERS:
+        raise StudyRefused(
+            [
+                f"experiments: a task of {largest['name']} is told {told:,} characters, and ECS takes at most"
+                f" {MAX_OVERRIDE_CHARACTERS:,}: shorten compute.stragglers, network.workers or faults.crashes"
+            ]
+        )
     if (size := len(json.dumps(items))) > MAX_ITEMS_BYTES:
         raise StudyRefused(
             [
@@ -42,16 +58,21 @@ def launch_items(experiments: Iterable[Experiment]) -> list[dict[str, Any]]:
     return items
 
 
-def launch_item(experiment: Experiment) -> dict[str, Any]:
-    """One item of the RunExperiments Map, as JSON values in the shapes that ECS and DynamoDB take."""
+def launch_item(experiment: Experiment, zone: int = 0) -> dict[str, Any]:
+    """One item of the RunExperiments Map, as JSON values in the shapes that ECS and DynamoDB take.
+
+    `zone`: which of the deployment's subnets its tasks are in, counted on from the first where there are fewer.
+    """
     environment = shared_environment(experiment).to_environ()
     return {
         "study_id": experiment.study_id,
         "name": experiment.name,
         "task_group": experiment.task_group,
+        "zone": zone,
         "on_worker_loss": experiment.on_worker_loss,
         "server_restarts": [RESTARTS if experiment.checkpoint else 0] * experiment.shards,
         "worker_restarts": _worker_restarts(experiment),
+        "vain_starts": VAIN_STARTS,
         "timeouts": _timeouts(experiment),
         "environment": [{"Name": name, "Value": value} for name, value in environment.items()],
         "server": _task(experiment.server),
@@ -60,6 +81,12 @@ def launch_item(experiment: Experiment) -> dict[str, Any]:
             "capacity": "FARGATE_SPOT" if experiment.worker.spot else "FARGATE",
         },
     }
+
+
+def _override_characters(item: dict[str, Any]) -> int:
+    """As many as under the longest name of an execution: what is planned without one has another's."""
+    told = len(json.dumps(item["environment"], separators=(",", ":")))
+    return told - len(item["study_id"]) + MAX_STUDY_ID_CHARACTERS + MACHINE_CHARACTERS
 
 
 def _worker_restarts(experiment: Experiment) -> list[int]:

@@ -1,6 +1,7 @@
 """One embedded cloud for the tests that can share it; each of them runs studies of its own."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,8 +23,8 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cloud]:
 
 @pytest.fixture
 def study(request: pytest.FixtureRequest) -> str:
-    """Name of the study that a test starts."""
-    return str(request.node.name[:60])
+    """Name of the study that a test starts; those of parametrized tests have brackets."""
+    return re.sub(r"[^A-Za-z0-9._-]", "-", request.node.name[:60])
 
 
 @pytest.fixture

@@ -259,7 +259,7 @@ def test_worker_that_never_starts(
 ) -> None:
     """The task engine runs no privileged containers, as Fargate does not; ECS says so in its own words."""
     with worker_container(cloud, privileged=True):
-        described = ended(start(ENDLESS), patience_seconds=60)
+        described = ended(start(ENDLESS), patience_seconds=90)  # two further starts, each after a pause
     reason = "ResourceInitializationError: unable to pull image or start container"
     page = assert_failed(cloud, described, f"worker 0 never ran: {reason}")
     assert "First to fail: worker 0" in page

@@ -1,6 +1,7 @@
 """The state machine: every state is reached, every way ends, and it speaks the contract's words."""
 
 import json
+import math
 import re
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from jsonata import Jsonata  # type: ignore[import-untyped]  # it has no types
 import statemachine
 from contract.catalogue import Dataset
 from contract.cost import STUDY_REQUESTS
+from contract.document import MAX_SHARDS
+from contract.limits import AROUND_SECONDS, JUDGING_SECONDS, PREPARING_SECONDS
 from contract.plan import Experiment, plan, preparation_group, study_of_group
 from contract.preparation import Preparation
 from contract.study import MAX_STUDY_SECONDS, Mode, parse_study
@@ -30,7 +33,8 @@ from contract.table import (
     study_partition,
 )
 from contract.task import TaskEnvironment
-from lambdas.plan_study.launch import RESTARTS, launch_item
+from lambdas.plan_study.launch import MACHINE_CHARACTERS, RESTARTS, VAIN_STARTS, launch_item, launch_items
+from runtime import liveness
 from tests.infrastructure.asl import (
     SUBSTITUTIONS,
     Machine,
@@ -160,9 +164,27 @@ def test_no_task_waits_without_an_end(
         # The function's own end is the one that is told: the state's is for what Lambda does not answer.
         assert 0 < limits[name] - functions[function]["Timeout"] <= 60, name
     # A download: of the largest data set in an hour, over a line of half a Mbit/s.
-    assert limits["PrepareDataset"] == 3600
+    assert limits["PrepareDataset"] == PREPARING_SECONDS == 3600
+    assert limits["JudgeExperiment"] == JUDGING_SECONDS
+    assert sum(limits[name] for name in called.keys() - {"JudgeExperiment"}) == AROUND_SECONDS
     others = limits.keys() - timeouts.keys() - called.keys() - {"PrepareDataset"}
     assert {limits[name] for name in others} == {60}
+
+
+def test_a_server_waits_for_its_workers_longer_than_calls_for_them_are_tried_again(
+    rendered: Machine, item: dict[str, Any]
+) -> None:
+    found = states(rendered)
+    throttled = sum(
+        min(
+            retrier["IntervalSeconds"] * retrier["BackoffRate"] ** i, retrier.get("MaxDelaySeconds", math.inf)
+        )
+        for retrier in found["RunWorker"]["Retry"]
+        for i in range(retrier["MaxAttempts"])
+    )
+    assert throttled > 300
+    assert throttled < liveness.JOIN_SECONDS / 2
+    assert evaluated(found["AwaitServer"]["TimeoutSeconds"], experiment=item) == liveness.JOIN_SECONDS
 
 
 def snake_case(name: str) -> str:
@@ -278,7 +300,7 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
         assert "LaunchType" not in arguments  # ECS takes one of the two
         capacity = item["worker"]["capacity"] if role == "worker" else "FARGATE"
         assert arguments["CapacityProviderStrategy"] == [{"CapacityProvider": capacity, "Weight": 1}]
-        assert arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"] == ["subnet-1", "subnet-2"]
+        assert subnets(arguments) == ["subnet-1"]
         overrides = arguments["Overrides"]
         assert (overrides["Cpu"], overrides["Memory"]) == (item[role]["cpu"], item[role]["memory"])
         (container,) = overrides["ContainerOverrides"]
@@ -302,6 +324,49 @@ def test_tasks_are_started_with_the_environment_that_the_runtime_reads(
     }
     assert server.model_dump(include=shared) == worker.model_dump(include=shared)
     assert (server.server_mode, server.total_workers_expected, server.seed) == (Mode.ASYNC, 3, 5)
+
+
+def test_what_the_state_machine_adds_to_a_task_is_what_plans_reckon_with(item: dict[str, Any]) -> None:
+    """With names as long as AWS takes them, and as many servers as there can be."""
+    longest = {**SUBSTITUTIONS, "TableName": "t" * 255, "Region": "ap-northeast-1"}
+    found = states(json.loads(statemachine.render(longest)))
+    address = ",".join(["255.255.255.255:8000"] * MAX_SHARDS)
+    inputs = {"server": {"shard": 7}, "worker": {"rank": 31, "attempt": 999, "address": address}}
+    for name, role in (("RunServer", "server"), ("RunWorker", "worker")):
+        variables = {"states": {"input": inputs[role]}, "experiment": item}
+        overrides = evaluated(found[name]["Arguments"]["Overrides"], **variables)
+        told = len(json.dumps(item["environment"], separators=(",", ":")))
+        assert len(json.dumps(overrides, separators=(",", ":"))) - told <= MACHINE_CHARACTERS
+
+
+def subnets(arguments: dict[str, Any]) -> list[str]:
+    found: list[str] = arguments["NetworkConfiguration"]["AwsvpcConfiguration"]["Subnets"]
+    return found
+
+
+@pytest.mark.parametrize(("listed", "used"), [("a,b", "aabbaabb"), ("a", "aaaaaaaa"), ("a,b,c", "aabbccaa")])
+def test_all_tasks_of_an_experiment_are_in_one_zone_with_those_it_is_compared_with(
+    listed: str, used: str
+) -> None:
+    """Modes side by side with the same workers and seed; those with others go to the next zone."""
+    document = {"matrix": {"workers": [1, 2]}, "seeds": [0, 1]}
+    items = launch_items(plan(parse_study(document), "study-1"))
+    found = states(json.loads(statemachine.render({**SUBSTITUTIONS, "Subnets": listed})))
+    inputs = {
+        "RunServer": {"shard": 0},
+        "RunWorker": {"rank": 0, "attempt": 0, "address": "10.73.0.9:8000"},
+    }
+    for name, given in inputs.items():
+        told = [
+            evaluated(found[name]["Arguments"], states={"input": given}, experiment=item) for item in items
+        ]
+        assert [subnets(arguments) for arguments in told] == [[subnet] for subnet in used]
+
+
+def test_the_task_that_prepares_may_be_in_any_zone(rendered: Machine) -> None:
+    told = {"input": {"dataset": DATASET}, "context": STUDY_1}
+    arguments = evaluated(rendered["States"]["PrepareDataset"]["Arguments"], states=told)
+    assert subnets(arguments) == ["subnet-1", "subnet-2"]
 
 
 @pytest.mark.parametrize(("state", "retries"), [({"RetryCount": 0}, 0), ({"RetryCount": 3}, 3), ({}, 0)])
@@ -328,7 +393,8 @@ def test_each_shard_has_a_server_and_workers_are_told_all_addresses(rendered: Ma
     for name in ("RunServers", "AwaitServers"):
         assert evaluated(found[name]["Items"], experiment=item) == [0, 0, 0]
         context = {"Map": {"Item": {"Index": 2, "Value": 0}}}
-        assert evaluated(found[name]["ItemSelector"], states={"context": context})["shard"] == 2
+        selected = evaluated(found[name]["ItemSelector"], states={"context": context}, experiment=item)
+        assert selected["shard"] == 2
     said = evaluated(found["RunServer"]["Arguments"], states={"input": {"shard": 2}}, experiment=item)
     (container,) = said["Overrides"]["ContainerOverrides"]
     server = TaskEnvironment.from_environ({p["Name"]: p["Value"] for p in container["Environment"]})
@@ -344,9 +410,17 @@ def test_workers_are_told_apart_and_find_the_server(rendered: Machine, item: dic
     assert evaluated(workers["Items"], experiment=item) == [0, 0, 0]
     context = {"Map": {"Item": {"Index": 1, "Value": 3}}}
     selected = evaluated(
-        workers["ItemSelector"], states={"input": {"address": "10.73.0.9:8000"}, "context": context}
+        workers["ItemSelector"],
+        states={"input": {"address": "10.73.0.9:8000"}, "context": context},
+        experiment=item,
     )
-    assert selected == {"rank": 1, "restarts": 3, "attempt": 0, "address": "10.73.0.9:8000"}
+    assert selected == {
+        "rank": 1,
+        "restarts": 3,
+        "vain_starts": VAIN_STARTS,
+        "attempt": 0,
+        "address": "10.73.0.9:8000",
+    }
 
 
 class Life(NamedTuple):
@@ -379,7 +453,7 @@ def life(
             )
             name = next(met, state["Default"])
         elif state["Type"] == "Wait":
-            name = state["Next"]
+            given, name = evaluated(state.get("Output", given), states={"input": given}), state["Next"]
         else:
             return Life(starts, name)
 
@@ -409,7 +483,8 @@ def lost_worker(rendered: Machine, document: dict[str, Any], *losses: dict[str, 
     selector = states(rendered)["RunWorkers"]["ItemSelector"]
     value = evaluated(states(rendered)["RunWorkers"]["Items"], experiment=own)[1]
     context = {"Map": {"Item": {"Index": 1, "Value": value}}}
-    given = evaluated(selector, states={"input": {"address": "10.73.0.9:8000"}, "context": context})
+    told = {"input": {"address": "10.73.0.9:8000"}, "context": context}
+    given = evaluated(selector, states=told, experiment=own)
     return life(rendered, "RunWorker", given, losses, experiment=own)
 
 
@@ -421,13 +496,33 @@ def test_a_lost_worker_fails_the_others_unless_the_study_says_otherwise(rendered
     assert (failure["Type"], failure["Error"], failure["Cause"]) == ("Fail", "WorkerLost", "E: why")
 
 
-@pytest.mark.parametrize("loss", [KILLED, TAKEN_AWAY, NOT_STARTED, {"Error": "E"}])
+@pytest.mark.parametrize("loss", [KILLED, TAKEN_AWAY, {"Error": "E"}])
 def test_a_struck_worker_is_started_again_under_its_rank(rendered: Machine, loss: dict[str, str]) -> None:
     ended = lost_worker(rendered, {"on_worker_loss": "continue"}, loss, loss)
     assert [(start["rank"], start["attempt"], start["address"]) for start in ended.starts] == [
         (1, attempt, "10.73.0.9:8000") for attempt in range(3)
     ]
     assert ended.end == "RunWorker"
+
+
+@pytest.mark.parametrize("crash", [[], [{"rank": 1, "step": 20}]], ids=["", "to stay away"])
+@pytest.mark.parametrize("rule", ["fail", "continue"])
+def test_a_worker_that_never_started_is_started_again_whatever_a_loss_means(
+    rendered: Machine, rule: str, crash: list[dict[str, int]]
+) -> None:
+    """Nothing has run: the next one is the first of its rank, with all its crashes to come."""
+    document = {"on_worker_loss": rule, "faults": {"crashes": crash}}
+    ended = lost_worker(rendered, document, *[NOT_STARTED] * VAIN_STARTS)
+    assert [start["attempt"] for start in ended.starts] == [0] * (1 + VAIN_STARTS)
+    assert len({start["restarts"] for start in ended.starts}) == 1
+    assert ended.end == "RunWorker"
+
+
+def test_a_worker_that_never_starts_is_lost_in_the_end(rendered: Machine) -> None:
+    ended = lost_worker(rendered, {}, *[NOT_STARTED] * 10)
+    assert (len(ended.starts), ended.end) == (1 + VAIN_STARTS, "LoseWorker")
+    ended = lost_worker(rendered, {"on_worker_loss": "continue"}, *[NOT_STARTED] * 10)
+    assert (len(ended.starts), ended.end) == (1 + VAIN_STARTS + RESTARTS, "GoOnWithoutWorker")
 
 
 def test_the_others_go_on_without_a_worker_that_is_struck_each_time(rendered: Machine) -> None:
@@ -457,6 +552,9 @@ def test_a_worker_that_is_to_stay_away_is_not_started_again(
     ("document", "losses", "starts", "end"),
     [
         ({}, [KILLED], 1, "LoseServer"),
+        ({}, [NOT_STARTED, NOT_STARTED], 3, "RunServer"),
+        ({}, [NOT_STARTED] * 10, 3, "LoseServer"),
+        ({}, [NOT_STARTED, KILLED], 2, "LoseServer"),
         ({"on_worker_loss": "continue"}, [KILLED], 1, "LoseServer"),
         ({"checkpoint": {}}, [], 1, "RunServer"),
         ({"checkpoint": {}}, [KILLED, TAKEN_AWAY], 3, "RunServer"),
@@ -469,7 +567,9 @@ def test_a_struck_server_with_checkpoints_is_started_again(
     rendered: Machine, document: dict[str, Any], losses: list[dict[str, str]], starts: int, end: str
 ) -> None:
     own = launch_item(plan(parse_study(document), "study-1")[0])
-    given = {"shard": 0, "restarts": own["server_restarts"][0]}
+    context = {"Map": {"Item": {"Index": 0, "Value": own["server_restarts"][0]}}}
+    selector = states(rendered)["RunServers"]["ItemSelector"]
+    given = evaluated(selector, states={"context": context}, experiment=own)
     ended = life(rendered, "RunServer", given, losses, experiment=own)
     assert (len(ended.starts), ended.end) == (starts, end)
     assert (states(rendered)["LoseServer"]["Type"], states(rendered)["LoseServer"]["Error"]) == (
@@ -653,6 +753,7 @@ def found_dataset(
 PLANNED = {
     "dataset": DATASET,
     "experiments": [{"name": "one"}, {"name": "two"}],
+    "vain_starts": VAIN_STARTS,
     "max_parallel_experiments": 2,
 }
 
@@ -683,7 +784,7 @@ def test_without_its_data_set_no_experiment_starts_and_each_says_why(
     given = PLANNED
     if error:
         (catcher,) = rendered["States"]["PrepareDataset"]["Catch"]
-        assert catcher["Next"] == "FindDataset"
+        assert catcher["Next"] == "PreparationEndedBadly"
         given = evaluated(catcher["Output"], states={"input": PLANNED, "errorOutput": error})
     output, following = found_dataset(rendered, row, given)
     assert following == "GiveUpExperiments"
@@ -694,6 +795,28 @@ def test_without_its_data_set_no_experiment_starts_and_each_says_why(
             {"name": name, "error": {"Error": "DatasetNotReady", "Cause": why}} for name in ("one", "two")
         ]
     }
+
+
+@pytest.mark.parametrize(
+    ("error", "starts"),
+    [(NOT_STARTED, 1 + VAIN_STARTS), ({**KILLED, "Cause": "x" * 30_000}, 1), (GAVE_UP, 1), (TIMED_OUT, 1)],
+)
+def test_a_preparation_that_never_started_is_started_again(
+    rendered: Machine, error: dict[str, str], starts: int
+) -> None:
+    given, seen, name = PLANNED, 0, "PrepareDataset"
+    while name != "FindDataset":
+        state = rendered["States"][name]
+        if state["Type"] == "Task":
+            seen += 1
+            (catcher,) = state["Catch"]
+            given = evaluated(catcher["Output"], states={"input": given, "errorOutput": error})
+            name = catcher["Next"]
+        elif state["Type"] == "Choice":
+            name = accepted(rendered, name, given)
+        else:
+            given, name = evaluated(state["Output"], states={"input": given}), state["Next"]
+    assert seen == starts
 
 
 def test_a_row_that_cannot_be_read_is_no_data_set(rendered: Machine) -> None:

@@ -51,6 +51,9 @@ ECS = (
 )
 """The last one is RunTask's `failures`: no capacity, or the account's limit."""
 
+LOOKUP_THROTTLED = "ECS.InvalidParameterException"
+"""Said, too, where EC2 throttles the look-up of the security group, when many tasks are started at once."""
+
 OUT_OF_TIME = "Sandbox.Timedout"
 A_BUG = "KeyError"
 
@@ -84,11 +87,10 @@ def task(restarted: str) -> Json:
     once = [
         "States.TaskFailed",
         "States.Timeout",
-        "ECS.InvalidParameterException",
         "ECS.AccessDeniedException",
     ]
     return {
-        "attempts": dict.fromkeys(ECS, 9),
+        "attempts": {**dict.fromkeys(ECS, 9), LOOKUP_THROTTLED: 4},
         "once": [*once, "ECS.ClientException", "ECS.TaskFailedToStartException"],
         "caught": restarted,
     }
@@ -104,7 +106,7 @@ PUBLISHED = {"status": "COMPLETED", "cause": "", "report": "s3://…", "redrives
 DESCRIPTION = {"Containers": [{"ExitCode": 0}]}
 
 DATASET = {"name": "mnist", "location": "s3://bucket/datasets/mnist", "download": "true"}
-PREPARING = {"dataset": DATASET, "experiments": [{"name": "one"}]}
+PREPARING = {"dataset": DATASET, "experiments": [{"name": "one"}], "vain_starts": 2}
 READY = {"status": "READY", "cause": ""}
 DAMAGED = {"status": "DAMAGED", "cause": "mnist: a file is damaged"}
 
@@ -122,7 +124,7 @@ TASKS = {
         result=DESCRIPTION,
         output=PREPARING,
         next="FindDataset",
-        **task("FindDataset"),
+        **task("PreparationEndedBadly"),
     ),
     "FindDataset": Case(
         given=PREPARING,
@@ -142,7 +144,7 @@ TASKS = {
         once=["DynamoDB.ConditionalCheckFailedException", "DynamoDB.AccessDeniedException", "States.Timeout"],
     ),
     "RunServer": Case(
-        given={"shard": 0, "restarts": 0},
+        given={"shard": 0, "restarts": 0, "vain_starts": 2},
         result=DESCRIPTION,
         output={"shard": 0},
         next="FindRendezvous",
@@ -175,7 +177,7 @@ TASKS = {
         once=["ServerEnded", "States.Timeout", "DynamoDb.AccessDeniedException"],
     ),
     "RunWorker": Case(
-        given={"rank": 1, "restarts": 3, "attempt": 0, "address": "10.0.0.1:8000"},
+        given={"rank": 1, "restarts": 3, "vain_starts": 2, "attempt": 0, "address": "10.0.0.1:8000"},
         result=DESCRIPTION,
         output={"role": "worker"},
         next=None,
@@ -216,8 +218,18 @@ TASKS = {
     ),
 }
 
-LOST = {"restarts": 0, "error": "States.TaskFailed", "cause": '{"Containers":[{"ExitCode":137,"GpuIds":[]}]}'}
+LOST = {
+    "restarts": 0,
+    "vain_starts": 2,
+    "attempt": 1,
+    "error": "States.TaskFailed",
+    "cause": '{"Containers":[{"ExitCode":137,"GpuIds":[]}],"StopCode":"EssentialContainerExited"}',
+}
 GAVE_UP = {**LOST, "cause": '{"Containers":[{"ExitCode":1,"GpuIds":[]}]}'}
+NEVER_RAN = {**LOST, "cause": '{"Containers":[{"GpuIds":[]}],"StopCode":"TaskFailedToStart"}'}
+OF_THAT_NAME = {**LOST, "cause": '{"Group":"TaskFailedToStart/one","StopCode":"EssentialContainerExited"}'}
+"""Killed, in a study that is called so."""
+UNPREPARED = {**PREPARING, "ended_badly": "…", "never_ran": True}
 
 CHOICES: list[tuple[str, Json, Json, str]] = [
     # state, input, what is different in the item, next state
@@ -229,10 +241,27 @@ CHOICES: list[tuple[str, Json, Json, str]] = [
     ("AcceptDataset", {**PREPARING, "found": READY}, {}, "RunExperiments"),
     ("AcceptDataset", {**PREPARING, "found": DAMAGED}, {}, "GiveUpExperiments"),
     ("AcceptDataset", PREPARING, {}, "GiveUpExperiments"),
+    ("PreparationEndedBadly", UNPREPARED, {}, "PrepareAgain"),
+    ("PreparationEndedBadly", {**UNPREPARED, "vain_starts": 0}, {}, "FindDataset"),
+    ("PreparationEndedBadly", {**UNPREPARED, "never_ran": False}, {}, "FindDataset"),
+    ("ServerEndedBadly", NEVER_RAN, {}, "StartServerAgain"),
+    ("ServerEndedBadly", {**NEVER_RAN, "restarts": -1}, {}, "StartServerAgain"),
+    ("ServerEndedBadly", {**NEVER_RAN, "restarts": -1, "vain_starts": 0}, {}, "LoseServer"),
+    ("ServerEndedBadly", {**OF_THAT_NAME, "restarts": -1}, {}, "LoseServer"),
     ("ServerEndedBadly", LOST, {}, "RunServer"),
     ("ServerEndedBadly", {**LOST, "restarts": -1}, {}, "LoseServer"),
     ("ServerEndedBadly", GAVE_UP, {}, "LoseServer"),
     ("ServerEndedBadly", {**LOST, "error": "States.Timeout"}, {}, "LoseServer"),
+    ("WorkerEndedBadly", NEVER_RAN, {}, "StartWorkerAgain"),
+    ("WorkerEndedBadly", {**NEVER_RAN, "restarts": -1}, {}, "StartWorkerAgain"),
+    (
+        "WorkerEndedBadly",
+        {**NEVER_RAN, "error": "ECS.TaskFailedToStartException", "cause": ""},
+        {},
+        "StartWorkerAgain",
+    ),
+    ("WorkerEndedBadly", {**NEVER_RAN, "restarts": -1, "vain_starts": 0}, {}, "LoseWorker"),
+    ("WorkerEndedBadly", {**OF_THAT_NAME, "restarts": -1}, {}, "LoseWorker"),
     ("WorkerEndedBadly", LOST, {"on_worker_loss": "continue"}, "PauseWorker"),
     ("WorkerEndedBadly", {**LOST, "restarts": -1}, {"on_worker_loss": "continue"}, "GoOnWithoutWorker"),
     ("WorkerEndedBadly", {**LOST, "restarts": -1}, {}, "LoseWorker"),
@@ -259,9 +288,21 @@ PASSES: dict[str, tuple[Json, Json, str | None]] = {
     "StudyCompleted": (PUBLISHED, PUBLISHED, None),
 }
 
-WAITS: dict[str, tuple[Json, Json, range, str]] = {
-    # state → input, what is different in the item, seconds that it may wait, next state
-    "PauseWorker": (LOST, {"worker": {**ITEM["worker"], "capacity": "FARGATE_SPOT"}}, range(5), "RunWorker"),
+AGAIN = {**NEVER_RAN, "restarts": 1, "vain_starts": 1}
+"""A start in vain is no loss, and has no number: nothing ran."""
+
+WAITS: dict[str, tuple[Json, Json, range, Json, str]] = {
+    # state → input, what is different in the item, seconds that it may wait, output, next state
+    "PrepareAgain": (UNPREPARED, {}, range(1, 10), {**UNPREPARED, "vain_starts": 1}, "PrepareDataset"),
+    "StartServerAgain": (NEVER_RAN, {}, range(1, 10), AGAIN, "RunServer"),
+    "StartWorkerAgain": (NEVER_RAN, {}, range(1, 10), {**AGAIN, "attempt": 0}, "RunWorker"),
+    "PauseWorker": (
+        LOST,
+        {"worker": {**ITEM["worker"], "capacity": "FARGATE_SPOT"}},
+        range(5),
+        LOST,
+        "RunWorker",
+    ),
 }
 
 FAILURES = {
@@ -406,11 +447,11 @@ def test_a_state_that_does_nothing_hands_on_what_it_should(name: str) -> None:
 def test_a_wait_is_as_long_as_it_should_be_and_different_each_time(
     monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    given, different, allowed, following = WAITS[name]
+    given, different, allowed, output, following = WAITS[name]
     waited: list[int] = []
     monkeypatch.setattr(interpreter, "_scaled_sleep", waited.append)
     for _ in range(100):
-        assert run(name, given, **different) == (given, following)
+        assert run(name, given, **different) == (output, following)
     assert len(waited) == 100
     assert set(waited) == set(allowed)
 

@@ -117,6 +117,32 @@ def test_a_bad_study_is_refused_before_anything_is_asked(tmp_path: Path) -> None
     assert done.stdout == ""
 
 
+@pytest.mark.usefixtures("no_stack")
+def test_what_ecs_would_not_take_is_refused(tmp_path: Path) -> None:
+    def links(digits: str) -> list[dict[str, float]]:
+        return [
+            {"rank": rank, "bandwidth_mbit_per_second": float(digits), "latency_ms": float(digits)}
+            for rank in range(32)
+        ]
+
+    stragglers = [{"rank": rank, "slowdown": 1.2345678901234567} for rank in range(32)]
+    document = {
+        "experiments": [{"name": "n" * 64, "mode": "sync", "workers": 32}],
+        "compute": {**EMULATED["compute"], "stragglers": stragglers},
+        "network": {"workers": links("12.345678901234567")},
+    }
+    crashes = [
+        {"rank": rank, "step": 10**9, "restart_after_seconds": 123.45678901234567} for rank in range(32)
+    ]
+    refused = run(tmp_path, {**document, "faults": {"crashes": crashes}, "on_worker_loss": "continue"})
+    assert refused.exit_code == ExitCode.REFUSED
+    assert (
+        "ECS takes at most 8,192: shorten compute.stragglers, network.workers or faults.crashes"
+        in refused.stderr
+    )
+    assert run(tmp_path, {**document, "network": {"workers": links("12.5")}}).exit_code == ExitCode.DONE
+
+
 @pytest.mark.usefixtures("stack")
 def test_a_deployment_plans_with_its_own_quota_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, table: ExperimentTable

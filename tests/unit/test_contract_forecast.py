@@ -90,7 +90,7 @@ def test_what_would_run_out_of_time_where_fewer_run_at_once_is_a_problem() -> No
     assert expected(document).problems == []
     (problem,) = expected(document, quotas=LIMIT).problems
     assert problem == (
-        "experiment_timeout_seconds: 16 experiments of 86,400 s, 1 at a time, may take 1,382,400 s;"
+        "experiment_timeout_seconds: 16 experiments of 86,400 s, 1 at a time, may take 1,408,140 s;"
         " a study has 1,209,600 s: lower it, choose fewer workers or smaller tasks,"
         " so that more run at a time, or split the study"
     )

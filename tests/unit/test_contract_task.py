@@ -1,6 +1,6 @@
 """The environment of a task: what the controller writes is what the runtime reads."""
 
-import json
+import re
 
 import pytest
 from hypothesis import given
@@ -10,13 +10,14 @@ from contract.aggregation import KEY_OF, ONE_SERVER_MODES, Mode
 from contract.catalogue import Dataset, ModelName
 from contract.checkpoint import Checkpointing
 from contract.compute import Straggler
-from contract.errors import TaskEnvironmentRefused
+from contract.errors import StudyRefused, TaskEnvironmentRefused
 from contract.exchange import Exchange
 from contract.faults import MAX_CRASHES, Crash
 from contract.network import Network, WorkerNetwork
 from contract.plan import plan
 from contract.study import parse_study
 from contract.task import SERVER_PORT, TaskEnvironment, shared_environment
+from lambdas.plan_study.launch import launch_items
 
 WORDS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=30)
 POSITIVE = st.floats(0, exclude_min=True, allow_infinity=False)
@@ -309,10 +310,25 @@ def test_what_a_task_is_told_at_most_stays_below_what_ecs_takes() -> None:
             "checkpoint": {"interval_seconds": 12.3456789, "location": "/".ljust(256, "c")},
         }
     )
-    (experiment,) = plan(study, "s" * 80)
-    pairs = [{"name": k, "value": v} for k, v in shared_environment(experiment).to_environ().items()]
-    rest = 1000  # what the state machine adds: sizes, rank, address, table, region
-    assert len(json.dumps(pairs)) + rest < 8192
+    experiments = plan(study, "s" * 80)
+    assert launch_items(experiments)
+    # With a link of each worker's own as well, it does not
+    links = [
+        WorkerNetwork(rank=rank, bandwidth_mbit_per_second=123.45678901234567, latency_ms=1.2345678901234567)
+        for rank in range(32)
+    ]
+    network = experiments[0].network.model_copy(update={"workers": links})
+    with pytest.raises(StudyRefused) as refused:
+        launch_items([experiments[0].model_copy(update={"network": network})])
+    (problem,) = refused.value.problems
+    # A plan without an execution says the same, whatever it is called
+    with pytest.raises(StudyRefused, match=re.escape(problem)):
+        launch_items([experiments[0].model_copy(update={"network": network, "study_id": "plan"})])
+    assert re.fullmatch(
+        "experiments: a task of " + "n" * 64 + r" is told 1\d,\d\d\d characters, and ECS takes at most 8,192:"
+        r" shorten compute.stragglers, network.workers or faults.crashes",
+        problem,
+    )
 
 
 def test_the_token_is_no_part_of_an_environment_that_may_be_printed() -> None:

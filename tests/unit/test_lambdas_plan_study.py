@@ -10,13 +10,14 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.forecast import Forecast
 from contract.history import Measured, fingerprint
+from contract.limits import LAUNCH_SECONDS
 from contract.plan import plan
 from contract.study import parse_study
 from contract.table import STUDY_SORT, Status, study_partition
 from contract.task import TaskEnvironment
 from lambdas.history import History
 from lambdas.plan_study.handler import handler
-from lambdas.plan_study.launch import LAUNCH_SECONDS, RESTARTS, launch_item
+from lambdas.plan_study.launch import RESTARTS, VAIN_STARTS, launch_item, launch_items
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
 from tests.unit.conftest import TABLE
@@ -30,10 +31,14 @@ DOCUMENT: dict[str, Any] = {
 
 
 def call(
-    study: object, context: LambdaContext, started_at: str = "2026-03-01T12:00:00Z", redrives: int = 0
+    study: object,
+    context: LambdaContext,
+    started_at: str = "2026-03-01T12:00:00Z",
+    redrives: int = 0,
+    study_id: str = "study-1",
 ) -> dict[str, Any]:
     event = {
-        "study_id": "study-1",
+        "study_id": study_id,
         "execution_arn": "arn:aws:states:…",
         "execution_started_at": started_at,
         "redrives": redrives,
@@ -49,7 +54,8 @@ def test_a_study_is_planned(table: ExperimentTable, context: LambdaContext) -> N
     assert planned == {
         "refusal": "",
         "dataset": None,
-        "experiments": [launch_item(experiment) for experiment in experiments],
+        "experiments": launch_items(experiments),
+        "vain_starts": VAIN_STARTS,
         "max_parallel_experiments": 3,
     }
     assert json.loads(json.dumps(planned)) == planned
@@ -272,6 +278,28 @@ def test_a_study_that_no_state_could_hand_on_is_refused(
     assert call({**document, "seeds": list(range(30))}, context)["refusal"] == ""
 
 
+@pytest.mark.parametrize(
+    "study_id", ["one(1)", "it's", "-one", "über", "one two", "a/b", "", "s" * 81, "one\n"]
+)
+def test_a_name_that_ecs_does_not_take_as_a_tag_is_refused(
+    table: ExperimentTable, context: LambdaContext, study_id: str
+) -> None:
+    """Step Functions takes some of them; each RunTask would be refused."""
+    assert call(DOCUMENT, context, study_id=study_id) == {
+        "refusal": "study refused: 1 problem\n"
+        f"  - execution name: {study_id!r} cannot be a study's; start it under one of 1 to 80 characters"
+        " A-Z a-z 0-9 . _ -, the first a letter or a digit",
+        "experiments": [],
+    }
+    assert table.study(study_id) is None
+
+
+@pytest.mark.parametrize("study_id", ["s" * 80, "0", "a.b_C-1"])
+@pytest.mark.usefixtures("table")
+def test_any_other_name_is_a_studys(context: LambdaContext, study_id: str) -> None:
+    assert call(DOCUMENT, context, study_id=study_id)["refusal"] == ""
+
+
 @pytest.mark.parametrize("document", [None, [], "{}", 3])
 @pytest.mark.usefixtures("table")
 def test_what_is_no_document_is_refused_too(document: object, context: LambdaContext) -> None:
@@ -318,7 +346,9 @@ def test_what_has_completed_is_not_run_again(table: ExperimentTable, context: La
     done, failed, *_ = (row.experiment for row in table.experiments("study-1"))
     table.settle(done, Verdict(Status.COMPLETED))
     table.settle(failed, Verdict(Status.FAILED))
-    assert call(DOCUMENT, context) == {**first, "experiments": first["experiments"][1:]}
+    again = call(DOCUMENT, context)
+    assert again == {**first, "experiments": first["experiments"][1:]}
+    assert [item["zone"] for item in again["experiments"]] == [0, 1, 1]
 
 
 @pytest.mark.parametrize(("quota", "at_a_time"), [("9", 2), ("1", 1), ("64", 3)])

@@ -273,6 +273,43 @@ def test_a_summary_does_not_excuse_a_task_that_ended_badly() -> None:
     assert judge(EXPERIMENT, outcomes, records_of(EXPERIMENT), None).cause == f"worker 2 {KILLED_TEXT}"
 
 
+NEVER_RAN: dict[str, Any] = {
+    "exit_code": None,
+    "stop_code": "TaskFailedToStart",
+    "stopped_reason": "no network",
+}
+
+
+def starts(role: str, rank: int, *how: dict[str, Any]) -> list[TaskOutcome]:
+    """The tasks of one rank, one after another."""
+    return [ended(role, rank, **each, stopped_at=f"2026-03-01T12:0{i}:00") for i, each in enumerate(how)]
+
+
+@pytest.mark.parametrize(("role", "rank"), [("worker", 2), ("server", 0)])
+def test_a_start_that_came_to_nothing_is_made_up_for_by_the_next(role: str, rank: int) -> None:
+    others = [outcome for outcome in all_ended() if (outcome.role, outcome.rank) != (role, rank)]
+    outcomes = [*others, *starts(role, rank, NEVER_RAN, NEVER_RAN, {})]
+    assert judge(EXPERIMENT, outcomes, [], None) == Verdict(Status.COMPLETED)
+    assert failed_in_order(outcomes, []) == []
+    # Nor is it what another failure followed from
+    outcomes = [*others, *starts(role, rank, NEVER_RAN, KILLED)]
+    assert judge(EXPERIMENT, outcomes, [], None).cause.endswith(KILLED_TEXT)
+
+
+def test_a_task_none_of_whose_starts_succeeded_is_named_once() -> None:
+    outcomes = [
+        *(outcome for outcome in all_ended() if outcome.rank != 2),
+        *starts("worker", 2, NEVER_RAN, NEVER_RAN, NEVER_RAN),
+    ]
+    verdict = judge(EXPERIMENT, outcomes, [], STATE_ERROR)
+    assert verdict == Verdict(Status.FAILED, "worker 2 never ran: no network")
+
+
+def test_a_task_that_ran_and_was_lost_is_not_excused_by_a_later_start() -> None:
+    outcomes = [*all_ended()[:-1], *starts("worker", 3, KILLED, {})]
+    assert judge(EXPERIMENT, outcomes, [], None).cause == f"worker 3 {KILLED_TEXT}"
+
+
 CONTINUING = EXPERIMENT.model_copy(update={"on_worker_loss": "continue"})
 
 

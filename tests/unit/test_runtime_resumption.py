@@ -205,7 +205,9 @@ def test_a_worker_that_had_finished_need_not_come_again() -> None:
         first.push(0, step, step, gradient_of(0, step))
     first.finish(0, tested_version=STEPS)
     second = new_state(mode=Mode.ASYNC)
+    assert not second.resumed
     resume(second, written_and_read(checkpoint_of(first, 0)))
+    assert second.resumed
     assert second.wait_started(timeout=0) == [1, 2]
     for rank in (1, 2):
         enter(second, rank, STEPS)
