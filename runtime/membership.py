@@ -43,6 +43,8 @@ class Member:
     """It was lost after training began, and is not back: the others go on without it."""
     tested_version: int | None = None
     """Version of the parameters that it tested last; None until it has finished."""
+    tests_final: bool = False
+    """It was told to test the final parameters."""
 
     @property
     def name(self) -> str:
@@ -88,7 +90,7 @@ class Member:
         self.pushed = max(step, self.pushed)
 
 
-_FACTS: Final = ("rank", "steps", "pushed", "skipped", "excused", "tested_version")
+_FACTS: Final = ("rank", "steps", "pushed", "skipped", "excused", "tested_version", "tests_final")
 """Of a member: what outlives a server."""
 
 
@@ -161,6 +163,10 @@ class Membership:
             member = Member(**said)  # type: ignore[arg-type]  # they are what facts() said
             member.left = member.finished or member.excused
             self._members[member.rank] = member
+
+    def has_finished(self, rank: int) -> bool:
+        """Whether this rank has finished; one that never joined has not."""
+        return rank in self._members and self._members[rank].finished
 
     def member(self, rank: int) -> Member:
         """The worker of a rank. Raises Rejection if it has not joined."""

@@ -447,6 +447,37 @@ def test_the_last_worker_tests_the_final_version_unless_all_did(
     assert state.ending is None
 
 
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_worker_that_finishes_again_is_told_the_same(returns: bool) -> None:
+    """The answer to the first time was lost: it asks again, perhaps on a new connection, with newer parameters."""
+    state = started_state(Mode.ASYNC, workers=2, steps=1, survives_loss=True)
+    for rank in range(2):
+        push(state, rank, 0, version=0)
+    first = [state.finish(rank, tested_version=1 + rank) for rank in range(2)]
+    assert first == [(2, False), (2, True)]
+    again = []
+    for rank in range(2):
+        if returns:
+            state.leave(rank)
+            assert enter(state, rank, steps=1, next_step=1) == 1
+        again.append(state.finish(rank, tested_version=2))
+    assert again == first
+    assert state.wait_over(timeout=0)
+    assert state.summary()["rejoined_workers"] == []
+
+
+def test_a_worker_that_finishes_again_while_others_train_has_not_been_lost() -> None:
+    state = started_state(workers=2, steps=1, survives_loss=True)
+    for rank in range(2):
+        push(state, rank, 0, version=0)
+    state.finish(0, tested_version=1)
+    state.leave(0)
+    assert enter(state, 0, steps=1, next_step=1) == 1
+    assert state.finish(0, tested_version=1) == (1, False)
+    assert state.finish(1, tested_version=1) == (1, False)
+    assert (state.summary()["lost_workers"], state.summary()["rejoined_workers"]) == ([], [])
+
+
 def test_a_worker_that_vanishes_ends_the_wait_of_all_others() -> None:
     state = started_state(workers=3, steps=7)
     waiting = [push(state, rank, 0, 0) for rank in (0, 2)]
