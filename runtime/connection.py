@@ -12,12 +12,13 @@ from typing import Any, Final, Self
 import grpc
 from torch import Tensor
 
-from contract.errors import LockstepError
+from contract.errors import LockstepError, TrainingFailed
 from runtime import liveness
 from runtime.attendance import SERVER, Attendance, ending_of
 from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire
 from runtime.ending import NotLetIn, VanishedPeer
 from runtime.frames import ConnectionClosed
+from runtime.parameters import count_non_finite
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import (
     AttendRequest,
@@ -96,6 +97,11 @@ class Connection:
             self._stub.Withdraw(request, timeout=liveness.CALL_SECONDS, metadata=self._trust.metadata)
 
     @property
+    def name(self) -> str:
+        """What this worker is called in messages."""
+        return f"worker {self._sender.rank}"
+
+    @property
     def transport(self) -> str:
         """How vectors travel: "shared-memory", "tls" or "tcp"; empty before they did."""
         if self._data is None:
@@ -116,8 +122,18 @@ class Connection:
     def push_pull(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Exchanged:
         """Push the gradient of `step`, computed on `version`; write the parameters to go on with to `into`.
 
-        Both flat, fp32. Nothing is copied where they are `wire.vectors`, and these are shared with the server.
+        Both flat, fp32. Nothing is copied where they are `wire.vectors`, and these are shared with the server. Raises
+        TrainingFailed, and tells the server, where the gradient cannot be applied.
         """
+        return push_finite(
+            lambda: self.push_pull_finite(gradient, step, version, into),
+            gradient,
+            f"{self.name}, step {step}",
+            self.withdraw,
+        )
+
+    def push_pull_finite(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Exchanged:
+        """As push_pull, where the whole gradient, which this may be a part of, was looked at."""
         self.attendance.check()
         payloads = Payloads(gradient, self._wire.feedback)
 
@@ -212,6 +228,27 @@ class Connection:
         self._channel.close()
         if (data := self._data) is not None:
             data.hang_up()
+
+
+def push_finite(
+    push: Callable[[], Exchanged], gradient: Tensor, where: str, withdraw: Callable[[str], None]
+) -> Exchanged:
+    """Push a gradient that can be applied; of one that cannot, tell the server, and raise TrainingFailed.
+
+    The server would refuse it too, but block by block: those before would stay applied where others go on. Looking
+    at it is part of preparing it: it counts with encoding.
+    """
+    began = time.monotonic()
+    if bad := count_non_finite(gradient):
+        reason = (
+            f"{where}: gradient refused: {bad} of {gradient.numel()} values are NaN or infinite;"
+            " lower the learning rate"
+        )
+        withdraw(reason)
+        raise TrainingFailed(reason)
+    looked_seconds = time.monotonic() - began
+    exchanged = push()
+    return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + looked_seconds)
 
 
 @dataclass(frozen=True, slots=True)

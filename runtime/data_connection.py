@@ -111,7 +111,7 @@ class Exchanged(NamedTuple):
     dropped: bool
     """The gradient came too late to count."""
     serialize_seconds: float
-    """Decoding and copying."""
+    """Of this connection: decoding and copying. Of a Connection: looking at the gradient and encoding it, too."""
 
 
 class DataConnection:
