@@ -195,9 +195,9 @@ class Membership:
         return [member.rank for member in self if member.left and not member.finished]
 
     @property
-    def total_steps(self) -> int:
-        """Gradients that all workers together would push."""
-        return sum(member.steps or 0 for member in self)
+    def steps_to_come(self) -> int:
+        """Gradients that all who are not lost have yet to push."""
+        return sum((member.steps or 0) - member.pushed for member in self if not member.excused)
 
     @property
     def all_training(self) -> bool:

@@ -290,7 +290,7 @@ class ServerState:
             self._rounds.count_waits()
             return {
                 "version": self._rounds.version,
-                "consumed": self._rounds.consumed,
+                "progress": self._rounds.progress.facts(),
                 "members": self._membership.facts(self._rounds.undecided),
                 "accounting": self._accounting.facts(self._clock()),
             }
@@ -299,7 +299,7 @@ class ServerState:
         """Go on from another server's facts, before anybody joins."""
         with self._changed:
             self._resumed_from = self._rounds.version = facts["version"]
-            self._rounds.consumed = facts["consumed"]
+            self._rounds.progress.resume(facts["progress"])
             self.copies.renew(self.aggregator.parameters)
             self._membership.resume(facts["members"])
             self._accounting.resume(facts["accounting"])

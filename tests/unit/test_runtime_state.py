@@ -1,10 +1,11 @@
 """The server's core without connections: barriers, staleness, membership, losses, endings."""
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
@@ -424,6 +425,92 @@ def test_a_schedule_counts_epochs_of_gradients_whoever_sent_them() -> None:
         for rank in range(2):
             push(state, rank, version, version)
     assert values(state) == [-1.5] * LENGTH
+
+
+SCHEDULES = {
+    "cosine": Schedule(epochs=2, name="cosine"),
+    "step": Schedule(epochs=2, name="step", decay_epochs=0.5, decay_factor=0.5),
+    "warm-up": Schedule(epochs=2, warmup_epochs=1.5),
+}
+
+
+def factors_of_sync(schedule: Schedule, lost_at: Mapping[int, int]) -> list[float]:
+    """The factor of each update of 4 workers and 10 steps; `lost_at`: rank → the step before which it is lost."""
+    state = started_state(workers=4, steps=10, schedule=schedule, survives_loss=True)
+    factors: list[float] = []
+    for step in range(10):
+        for rank in [rank for rank, at in lost_at.items() if at == step]:
+            state.leave(rank)
+        before = values(state)[0]
+        for rank in [rank for rank in range(4) if lost_at.get(rank, 10) > step]:
+            push(state, rank, step, version=step)
+        factors.append(before - values(state)[0])
+    return factors
+
+
+@pytest.mark.parametrize("lost_at", [{2: 0, 3: 0}, {1: 3}, {0: 2, 3: 7}], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_a_schedule_goes_to_its_end_whoever_is_lost(schedule: Schedule, lost_at: Mapping[int, int]) -> None:
+    undisturbed = factors_of_sync(schedule, {})
+    assert factors_of_sync(schedule, lost_at) == pytest.approx(undisturbed, abs=1e-5)
+
+
+class Recorded(Schedule):
+    """A constant one that remembers from which epoch to which each update went."""
+
+    def factor(self, begins: float, ends: float) -> float:
+        self.spans.append((begins, ends))
+        return 1.0
+
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        return []
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    mode=st.sampled_from([Mode.SYNC, Mode.ASYNC, Mode.SSP, Mode.KASYNC]),
+    resumes=st.booleans(),
+)
+def test_training_never_goes_back_and_ends_at_the_last_epoch_whoever_comes_and_goes(
+    data: st.DataObject, mode: Mode, resumes: bool
+) -> None:
+    workers, steps = 3, 4
+    told = {Mode.SSP: {"staleness_bound": 1}, Mode.KASYNC: {"k": 2}}.get(mode, {})
+    schedule = Recorded(epochs=2)
+    state = started_state(mode, workers, steps, schedule=schedule, survives_loss=True, **told)
+    there, held = set(range(workers)), dict[int, Ticket]()
+    turns = data.draw(
+        st.lists(st.tuples(st.sampled_from("ppppplr"), st.integers(0, workers - 1)), max_size=30)
+    )
+    # In the end, all who are there do what is left, and at least one is
+    end, to_come = len(turns) + 1, False
+    turns += [("r", 0)] + [("p", rank) for _ in range(steps) for rank in range(workers)] * 2
+    for number, (turn, rank) in enumerate(turns):
+        if number == end:
+            to_come = any(state.next_step(each) < steps for each in there)
+        if resumes and number == 15:
+            facts = state.facts()
+            state = new_state(mode, workers, schedule=schedule, survives_loss=True, **told)
+            state.resume(json.loads(json.dumps(facts)))
+            for each in there:
+                enter(state, each, steps)
+            held.clear()
+        if turn == "l" and rank in there:
+            state.leave(rank)
+            there.discard(rank)
+            held.pop(rank, None)
+        elif turn == "r" and rank not in there:
+            enter(state, rank, steps)
+            there.add(rank)
+        elif turn == "p" and rank in there:
+            waits = rank in held and held[rank].answer is None
+            if not waits and state.next_step(rank) < steps:
+                held[rank] = push(state, rank, state.next_step(rank), state.version)
+    moments = [moment for span in schedule.spans for moment in span]
+    assert moments == sorted(moments)
+    assert not to_come or moments[-1] == pytest.approx(2)
 
 
 def test_finish_before_the_last_step_is_refused() -> None:
