@@ -35,6 +35,18 @@ def unequal_work(completed: Iterable[ExperimentResult]) -> list[str]:
     ]
 
 
+def partly_tested(completed: Iterable[ExperimentResult]) -> list[str]:
+    """A warning for each experiment whose accuracy is that of some workers' shares of the test set."""
+    tested = [(result.experiment_name, result.worker_metrics_aggregated) for result in completed]
+    return [
+        f"{name}: accuracy is that of epoch {of.final_test_epoch} on"
+        f" {count(of.final_test_samples or 0, 'test sample')}, the shares of the workers that finished: the others"
+        " were lost, and nobody tested the final parameters."
+        for name, of in tested
+        if of.final_test_source == "shares of finished workers"
+    ]
+
+
 def _crowds(result: ExperimentResult) -> Iterator[tuple[int, int]]:
     """(tasks, cores) of every host that had fewer cores than tasks of this experiment."""
     if result.compute.mode != "real":

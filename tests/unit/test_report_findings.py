@@ -166,6 +166,22 @@ def test_more_tasks_than_cores_are_warned_of_once(
     )
 
 
+def test_an_accuracy_on_a_part_of_the_test_set_is_warned_of() -> None:
+    def tested(source: str, name: str) -> ExperimentResult:
+        result = measured("async", 2, 10.0, name=name)
+        partly = {"final_test_source": source, "final_test_epoch": 5, "final_test_samples": 180}
+        partly_tested = result.worker_metrics_aggregated.model_copy(update=partly)
+        return result.model_copy(update={"worker_metrics_aggregated": partly_tested})
+
+    assert findings([tested("shares of an epoch", "whole")]).warnings == []
+    assert findings(
+        [tested("shares of an epoch", "whole"), tested("shares of finished workers", "cut")]
+    ).warnings == [
+        "cut: accuracy is that of epoch 5 on 180 test samples, the shares of the workers that finished: the others"
+        " were lost, and nobody tested the final parameters."
+    ]
+
+
 def test_the_table_says_why_the_last_epoch_can_differ_from_the_final_accuracy() -> None:
     def caption(mode: str, workers: int) -> str:
         result = measured(mode, workers, 10.0)
