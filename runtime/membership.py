@@ -38,6 +38,8 @@ class Member:
     attends: bool = False
     ready: bool = False
     """It is there, with its model and its data."""
+    has_pushed: bool = False
+    """Since it was ready last: the gradient before that was computed on parameters that it had just been given."""
     left: bool = False
     excused: bool = False
     """It was lost after training began, and is not back: the others go on without it."""
@@ -135,6 +137,7 @@ class Membership:
         if not 0 <= next_step <= steps:
             raise InvalidMessage(f"worker {rank}: next step {next_step}; expected 0 to {steps}")
         member.steps, member.ready, member.excused = steps, True, False
+        member.has_pushed = False
         member.go_on_at(next_step)
         return member
 
@@ -201,9 +204,9 @@ class Membership:
 
     @property
     def all_training(self) -> bool:
-        """Every worker has pushed a gradient and will push another: each has one under way."""
+        """Every worker has pushed since it came, and will push again: each has a gradient under way."""
         return self.all_known and all(
-            member.ready and 0 < member.pushed < (member.steps or 0) for member in self
+            member.ready and member.has_pushed and not member.pushed_all for member in self
         )
 
     @property

@@ -87,8 +87,8 @@ class Rounds:
             ticket.received_at = now
         member = self._membership.member(ticket.rank)
         member.pushed = ticket.step + 1
-        if ticket.step == 0 or member.pushed_all:
-            self._came_or_went = True
+        if not member.has_pushed or member.pushed_all:
+            member.has_pushed = self._came_or_went = True
         self._waiting[ticket.rank] = ticket
         verdict = self._policy.push(Push(ticket.rank, ticket.step, ticket.version), self.version)
         if ticket.rank not in verdict.dropped:
@@ -160,7 +160,8 @@ class Rounds:
         self.version += 1
         self._accounting.update(now, stalenesses)
         if self._came_or_went:
-            # From the next gradient on: the first ones began on version 0, at once, and are younger than the law.
+            # From the next gradient on: the first ones began all at once, on the same version, and are younger than
+            # the law.
             self._accounting.all_training = self._membership.all_training
             self._came_or_went = False
 
