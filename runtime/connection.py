@@ -12,13 +12,12 @@ from typing import Any, Final, Self
 import grpc
 from torch import Tensor
 
-from contract.errors import LockstepError, TrainingFailed
+from contract.errors import LockstepError
 from runtime import liveness
 from runtime.attendance import SERVER, Attendance, ending_of
-from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire
+from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire, push_finite
 from runtime.ending import NotLetIn, VanishedPeer
 from runtime.frames import ConnectionClosed
-from runtime.parameters import count_non_finite
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import (
     AttendRequest,
@@ -228,27 +227,6 @@ class Connection:
         self._channel.close()
         if (data := self._data) is not None:
             data.hang_up()
-
-
-def push_finite(
-    push: Callable[[], Exchanged], gradient: Tensor, where: str, withdraw: Callable[[str], None]
-) -> Exchanged:
-    """Push a gradient that can be applied; of one that cannot, tell the server, and raise TrainingFailed.
-
-    The server would refuse it too, but block by block: those before would stay applied where others go on. Looking
-    at it is part of preparing it: it counts with encoding.
-    """
-    began = time.monotonic()
-    if bad := count_non_finite(gradient):
-        reason = (
-            f"{where}: gradient refused: {bad} of {gradient.numel()} values are NaN or infinite;"
-            " lower the learning rate"
-        )
-        withdraw(reason)
-        raise TrainingFailed(reason)
-    looked_seconds = time.monotonic() - began
-    exchanged = push()
-    return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + looked_seconds)
 
 
 @dataclass(frozen=True, slots=True)

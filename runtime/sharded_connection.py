@@ -11,8 +11,8 @@ from typing import Any, Self, TypeVar
 
 from torch import Tensor
 
-from runtime.connection import Connection, Traffic, push_finite
-from runtime.data_connection import Exchanged, Wire
+from runtime.connection import Connection, Traffic
+from runtime.data_connection import Exchanged, Wire, push_finite
 
 R = TypeVar("R")
 

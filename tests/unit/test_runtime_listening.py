@@ -158,7 +158,7 @@ def test_a_gradient_is_looked_at_once_and_that_is_part_of_preparing_it(servers: 
         time.sleep(0.2)
         return count_non_finite(values)
 
-    with pushing(servers) as (states, push), patch("runtime.connection.count_non_finite", look):
+    with pushing(servers) as (states, push), patch("runtime.data_connection.count_non_finite", look):
         exchanged = push(torch.ones(LENGTH))
     assert looks == [LENGTH]
     assert exchanged.serialize_seconds >= 0.2
