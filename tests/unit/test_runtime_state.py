@@ -397,6 +397,25 @@ def test_ksync_drops_a_late_gradient_and_says_that_it_will() -> None:
     assert (summary["dropped_gradients"], summary["gradients_processed"]) == (1, 2)
 
 
+def test_who_has_begun_to_push_counts_and_is_waited_for() -> None:
+    """Of several blocks the first one decides: gradients are added as they come, none is kept until it is whole."""
+    with blocks_of_length(2):
+        state = started_state(Mode.BACKUP, workers=3, backup_workers=1)
+        slow = begin(state, 2, 0, 0)
+        state.take(slow, 0, torch.full((2,), 3.0), lasting=True)
+        first, late = push(state, 0, 0, 0, value=1.0), push(state, 1, 0, 0, value=100.0)
+        # The two that were whole first are not those that count: rank 2 had begun before
+        assert (first.answer, late.answer) == (Answer(1), Answer(1, dropped=True))
+        assert slow.answer is not None
+        assert not slow.answer.dropped
+        # And both wait for the rest of it
+        assert [ready_now(ticket) for ticket in (first, late)] == [[0], [0]]
+        assert values(state) == [-2.0, -2.0, 0.0, 0.0]
+        state.take(slow, 1, torch.full((2,), 3.0), lasting=True)
+        assert [ready_now(ticket) for ticket in (first, late)] == [[1], [1]]
+        assert values(state) == [-2.0] * LENGTH
+
+
 def test_dc_asgd_compensates_a_gradient_for_what_happened_since_its_pull() -> None:
     state = started_state(Mode.DC_ASGD, workers=2, dc_lambda=0.5)
     first, second = (LocalWorker(state, rank) for rank in range(2))
