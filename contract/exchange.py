@@ -14,6 +14,9 @@ from contract.network import Network
 Compression = Literal["none", "fp16", "bf16", "int8", "topk"]
 Transport = Literal["auto", "tcp", "shared-memory"]
 
+WHOLE_LENGTH: Final = 1 << 20
+"""Longest vector, in elements, that travels and is aggregated as one block; longer ones are cut."""
+
 
 class Exchange(Document):
     """How gradients and parameters travel between workers and server."""

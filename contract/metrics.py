@@ -97,7 +97,7 @@ class WorkerEpoch(Record):
     push_pull_seconds: Seconds
     """Round trips, less the time that the server held the gradient back: serialize and transfer."""
     serialize_seconds: Seconds = 0.0
-    """Encoding, decoding and copying gradients and parameters."""
+    """Looking at gradients before they are pushed; encoding, decoding and copying gradients and parameters."""
     transfer_seconds: Seconds = 0.0
     """The rest of the round trips: on the way, and being applied."""
     waiting_seconds: Seconds

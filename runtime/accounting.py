@@ -42,7 +42,7 @@ class Accounting:
 
     @property
     def all_training(self) -> bool:
-        """Every worker has pushed once and will push again.
+        """Every worker has pushed once since it came, or came back, or the server did, and will push again.
 
         Before and after, staleness and time have other laws: those that are left have fewer others, and the last one
         is as slow as the slowest.

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-FORMAT: Final = "1"
+FORMAT: Final = "2"
 """Version of what the metadata and facts hold; a file of another one is refused."""
 
 _TYPES: Final = {torch.float32: "F32", torch.int64: "I64"}

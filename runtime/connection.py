@@ -15,7 +15,7 @@ from torch import Tensor
 from contract.errors import LockstepError
 from runtime import liveness
 from runtime.attendance import SERVER, Attendance, ending_of
-from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire
+from runtime.data_connection import DataConnection, Exchanged, Payloads, Wire, push_finite
 from runtime.ending import NotLetIn, VanishedPeer
 from runtime.frames import ConnectionClosed
 from runtime.trust import Trust
@@ -96,6 +96,11 @@ class Connection:
             self._stub.Withdraw(request, timeout=liveness.CALL_SECONDS, metadata=self._trust.metadata)
 
     @property
+    def name(self) -> str:
+        """What this worker is called in messages."""
+        return f"worker {self._sender.rank}"
+
+    @property
     def transport(self) -> str:
         """How vectors travel: "shared-memory", "tls" or "tcp"; empty before they did."""
         if self._data is None:
@@ -116,8 +121,18 @@ class Connection:
     def push_pull(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Exchanged:
         """Push the gradient of `step`, computed on `version`; write the parameters to go on with to `into`.
 
-        Both flat, fp32. Nothing is copied where they are `wire.vectors`, and these are shared with the server.
+        Both flat, fp32. Nothing is copied where they are `wire.vectors`, and these are shared with the server. Raises
+        TrainingFailed, and tells the server, where the gradient cannot be applied.
         """
+        return push_finite(
+            lambda: self.push_pull_finite(gradient, step, version, into),
+            gradient,
+            f"{self.name}, step {step}",
+            self.withdraw,
+        )
+
+    def push_pull_finite(self, gradient: Tensor, step: int, version: int, into: Tensor) -> Exchanged:
+        """As push_pull, where the whole gradient, which this may be a part of, was looked at."""
         self.attendance.check()
         payloads = Payloads(gradient, self._wire.feedback)
 

@@ -7,7 +7,7 @@ where the server hung up, and TrainingFailed where it refused.
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -23,7 +23,7 @@ from runtime.compression import Codec, PayloadRefused, codec_for
 from runtime.feedback import ErrorFeedback, apply_difference
 from runtime.frames import ConnectionClosed, Frame, M, Outgoing, Stream, WireRefused, name_of
 from runtime.link import Link
-from runtime.parameters import memory_of
+from runtime.parameters import count_non_finite, memory_of
 from runtime.shared_memory import OwnVectors
 from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import (
@@ -111,7 +111,7 @@ class Exchanged(NamedTuple):
     dropped: bool
     """The gradient came too late to count."""
     serialize_seconds: float
-    """Decoding and copying."""
+    """Of this connection: decoding and copying. Of a Connection: looking at the gradient and encoding it, too."""
 
 
 class DataConnection:
@@ -316,6 +316,27 @@ class Payloads:
             self._void = True
             for block, payload in zip(self._blocks, self._encoded, strict=False):
                 self._feedback.take_back(block, self.gradient[block], payload)
+
+
+def push_finite(
+    push: Callable[[], Exchanged], gradient: Tensor, where: str, withdraw: Callable[[str], None]
+) -> Exchanged:
+    """Push a gradient that can be applied; of one that cannot, tell the server, and raise TrainingFailed.
+
+    The server would refuse it too, but block by block: those before would stay applied where others go on. Looking
+    at it is part of preparing it: it counts with encoding.
+    """
+    began = time.monotonic()
+    if bad := count_non_finite(gradient):
+        reason = (
+            f"{where}: gradient refused: {bad} of {gradient.numel()} values are NaN or infinite;"
+            " lower the learning rate"
+        )
+        withdraw(reason)
+        raise TrainingFailed(reason)
+    looked_seconds = time.monotonic() - began
+    exchanged = push()
+    return exchanged._replace(serialize_seconds=exchanged.serialize_seconds + looked_seconds)
 
 
 def _frames(push: Push, payloads: Iterable[memoryview]) -> Iterator[list[Outgoing]]:

@@ -55,8 +55,10 @@ class Listening:
         except OSError as error:
             raise TrainingFailed(f"the server cannot listen on {interface}:{data_port}: {error}") from error
         control = grpc.server(
-            # A worker holds one thread to attend; the rest is for joins and strangers.
-            ThreadPoolExecutor(max_workers=workers + 8, thread_name_prefix="rpc"),
+            # A worker holds one thread to attend, and one to finish while that is being kept: were there fewer, the
+            # last of many that finish together would hear nothing within their deadline. The rest is for joins and
+            # strangers.
+            ThreadPoolExecutor(max_workers=2 * workers + 8, thread_name_prefix="rpc"),
             options=liveness.server_options(),
             interceptors=[TokenCheck(identity)],
         )

@@ -38,11 +38,15 @@ class Member:
     attends: bool = False
     ready: bool = False
     """It is there, with its model and its data."""
+    has_pushed: bool = False
+    """Since it was ready last: the gradient before that was computed on parameters that it had just been given."""
     left: bool = False
     excused: bool = False
     """It was lost after training began, and is not back: the others go on without it."""
     tested_version: int | None = None
     """Version of the parameters that it tested last; None until it has finished."""
+    tests_final: bool = False
+    """It was told to test the final parameters."""
 
     @property
     def name(self) -> str:
@@ -88,7 +92,7 @@ class Member:
         self.pushed = max(step, self.pushed)
 
 
-_FACTS: Final = ("rank", "steps", "pushed", "skipped", "excused", "tested_version")
+_FACTS: Final = ("rank", "steps", "pushed", "skipped", "excused", "tested_version", "tests_final")
 """Of a member: what outlives a server."""
 
 
@@ -133,6 +137,7 @@ class Membership:
         if not 0 <= next_step <= steps:
             raise InvalidMessage(f"worker {rank}: next step {next_step}; expected 0 to {steps}")
         member.steps, member.ready, member.excused = steps, True, False
+        member.has_pushed = False
         member.go_on_at(next_step)
         return member
 
@@ -162,6 +167,10 @@ class Membership:
             member.left = member.finished or member.excused
             self._members[member.rank] = member
 
+    def has_finished(self, rank: int) -> bool:
+        """Whether this rank has finished; one that never joined has not."""
+        return rank in self._members and self._members[rank].finished
+
     def member(self, rank: int) -> Member:
         """The worker of a rank. Raises Rejection if it has not joined."""
         if rank not in self._members:
@@ -189,15 +198,15 @@ class Membership:
         return [member.rank for member in self if member.left and not member.finished]
 
     @property
-    def total_steps(self) -> int:
-        """Gradients that all workers together would push."""
-        return sum(member.steps or 0 for member in self)
+    def steps_to_come(self) -> int:
+        """Gradients that all who are not lost have yet to push."""
+        return sum((member.steps or 0) - member.pushed for member in self if not member.excused)
 
     @property
     def all_training(self) -> bool:
-        """Every worker has pushed a gradient and will push another: each has one under way."""
+        """Every worker has pushed since it came, and will push again: each has a gradient under way."""
         return self.all_known and all(
-            member.ready and 0 < member.pushed < (member.steps or 0) for member in self
+            member.ready and member.has_pushed and not member.pushed_all for member in self
         )
 
     @property

@@ -56,7 +56,8 @@ class FlatModel:
 
 def count_non_finite(values: Tensor) -> int:
     """How many of the values (flat, fp32) are NaN or infinite: one would spoil the parameters for all."""
-    # A sum is finite only if its terms are, and costs no temporary; only a bad one is looked at closely.
+    # Exact: no addition makes a NaN or an infinity finite again, so a finite sum has finite terms. One that is not may
+    # also have overflowed, and is looked at closely. It costs no temporary, and as long as memory takes to be read.
     if math.isfinite(values.sum().item()):
         return 0
     return values.numel() - int(torch.isfinite(values).sum())

@@ -4,6 +4,10 @@ Pure; runs in the parameter server. A policy sees ranks, steps and versions, nev
 the server's state holds the gradients and does what the verdict says. In the formulas w is the parameters, η
 the learning rate (momentum, schedules and Adam are the optimizer's), g a gradient, τ its staleness: the
 version that it is applied to, less the version that it was computed on.
+
+A policy is told of a gradient when its first block is there. Of a model of several blocks "the first K gradients" are
+those that began to arrive first: the rest of them is waited for, over however slow a link, so that blocks can be added
+as they come. A worker that computes slowly begins late, and is passed over; one that sends slowly is not.
 """
 
 from dataclasses import dataclass
@@ -76,7 +80,10 @@ class Policy(Protocol):
 
 
 class _Quorum:
-    """Average of the first K gradients that are held; of all, where fewer than K workers still train."""
+    """Average of the first K gradients that are held; of all, where fewer than K workers still train.
+
+    First is whose first block came first.
+    """
 
     delay_compensation = 0.0
     in_rank_order = False
@@ -119,7 +126,7 @@ class KAsync(_Quorum):
 
     Their K workers go on from the new version, the other N - K keep computing, so an update ages N - K
     gradients: mean τ = (N - K)/K. Mean time of an update, exponential draws of mean m: m·(H_N - H_{N-K}),
-    for what is left of such a draw is distributed as a new one.
+    for what is left of such a draw is distributed as a new one. The first K are those whose first block came first.
     Source: Dutta et al. 2018, Slow and Stale Gradients Can Win the Race (arXiv:1803.01113).
     """
 
@@ -128,7 +135,8 @@ class KSync(_Quorum):
     """K-sync SGD: w ← w - η·(1/K)·Σ g over the first K gradients of the current version, τ = 0.
 
     The other workers are cancelled: what they push on an older version is dropped, and they go on from the
-    new one. Mean time of an update, exponential draws of mean m: m·(H_N - H_{N-K}).
+    new one. Mean time of an update, exponential draws of mean m: m·(H_N - H_{N-K}). The first K are those whose first
+    block came first.
     Source: Dutta et al. 2018, Slow and Stale Gradients Can Win the Race (arXiv:1803.01113).
     """
 
@@ -161,7 +169,7 @@ class Sync(KSync):
 class Backup(KSync):
     """Sync with backup workers: of N + b workers, the first N gradients of a step make its update.
 
-    w ← w - η·(1/N)·Σ g; the b slowest gradients of each step are dropped.
+    w ← w - η·(1/N)·Σ g; the b slowest gradients of each step, those whose first block came last, are dropped.
     Mean time of an update, exponential draws: m·(H_{N+b} - H_b).
     Source: Chen et al. 2016, Revisiting Distributed Synchronous SGD (arXiv:1604.00981).
     """

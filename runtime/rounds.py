@@ -10,7 +10,7 @@ from runtime.aggregation import Aggregator
 from runtime.exchange import Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership
 from runtime.policy import Policy, Push, Verdict
-from runtime.schedule import Schedule
+from runtime.schedule import Progress, Schedule
 from runtime.update import Update, follow_all
 
 
@@ -31,8 +31,8 @@ class Rounds:
         """`notify` is called when a worker's gradients have been superseded."""
         self.version = 0
         """Number of updates that were decided on so far."""
-        self.consumed = 0
-        """Gradients that made updates, or were dropped."""
+        self.progress = Progress(schedule.epochs if schedule else 0.0)
+        """By gradients that made updates, or were dropped."""
         self.superseded: dict[int, int] = {}
         """Rank → the version below which its gradients will be dropped."""
         self._policy = policy
@@ -87,8 +87,8 @@ class Rounds:
             ticket.received_at = now
         member = self._membership.member(ticket.rank)
         member.pushed = ticket.step + 1
-        if ticket.step == 0 or member.pushed_all:
-            self._came_or_went = True
+        if not member.has_pushed or member.pushed_all:
+            member.has_pushed = self._came_or_went = True
         self._waiting[ticket.rank] = ticket
         verdict = self._policy.push(Push(ticket.rank, ticket.step, ticket.version), self.version)
         if ticket.rank not in verdict.dropped:
@@ -102,6 +102,7 @@ class Rounds:
         if not member.pushed_all:
             self._aggregator.away -= {member.rank}
             self._policy.enter(member.rank, member.pushed)
+        self._expect()
 
     def leave(self, rank: int) -> None:
         """A worker pushes no more: nobody waits for it."""
@@ -124,6 +125,7 @@ class Rounds:
             ticket.ready.put(None)
             if ticket.update is not None:
                 self._aggregator.lose(ticket.update, rank)
+        self._expect()
         self.leave(rank)
 
     def stop(self) -> None:
@@ -135,7 +137,7 @@ class Rounds:
     def _carry_out(self, verdict: Verdict, now: float) -> None:
         if verdict.update:
             self._decide(verdict, now)
-        self.consumed += len(verdict.update) + len(verdict.dropped)
+        self.progress.gradients += len(verdict.update) + len(verdict.dropped)
         for rank in verdict.cancelled:
             self.superseded[rank] = self.version
         if verdict.cancelled:
@@ -158,7 +160,8 @@ class Rounds:
         self.version += 1
         self._accounting.update(now, stalenesses)
         if self._came_or_went:
-            # From the next gradient on: the first ones began on version 0, at once, and are younger than the law.
+            # From the next gradient on: the first ones began all at once, on the same version, and are younger than
+            # the law.
             self._accounting.all_training = self._membership.all_training
             self._came_or_went = False
 
@@ -228,7 +231,8 @@ class Rounds:
         """What the learning rate of an update of so many gradients is multiplied by."""
         if self._schedule is None:
             return 1.0
-        epochs_per_gradient = self._schedule.epochs / self._membership.total_steps
-        return self._schedule.factor(
-            self.consumed * epochs_per_gradient, (self.consumed + gradients) * epochs_per_gradient
-        )
+        return self._schedule.factor(self.progress.epoch(), self.progress.epoch(gradients))
+
+    def _expect(self) -> None:
+        """Who came or went: another number of gradients may be to come, those among them that are held."""
+        self.progress.expect(self._membership.steps_to_come + len(self.undecided))

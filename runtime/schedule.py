@@ -5,7 +5,9 @@ mode, with every number of workers, the same share of the data has the same lear
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from contract.training import ScheduleName
 
@@ -47,3 +49,50 @@ class Schedule:
                 return float((self.decay_factor or DECAY_FACTOR) ** falls)
             case "cosine":
                 return (1 + math.cos(math.pi * min(epoch / self.epochs, 1.0))) / 2
+
+
+class Progress:
+    """How far training has come, in epochs, by the gradients that came.
+
+    A straight line up to the last gradient that is to come. Who is lost, is back or skips steps makes that another one:
+    the line then goes on from where it is, steeper or flatter, never goes back, and still ends at the last epoch. Where
+    nobody is lost, it is gradients · (epochs / all gradients).
+    """
+
+    def __init__(self, epochs: float) -> None:
+        """`epochs`: the whole training."""
+        self.gradients = 0
+        """That came, applied or dropped."""
+        self._epochs = epochs
+        self._bend, self._bend_epoch = 0, 0.0
+        """Where the line begins: after how many gradients, and at which epoch."""
+        self._last = 0
+        """How many gradients there are in the end."""
+
+    def expect(self, to_come: int) -> None:
+        """So many gradients are still to come."""
+        last = self.gradients + to_come
+        # A server that goes on for another one expects the same again: the line must be the same, to the last bit.
+        if last != self._last:
+            self._bend, self._bend_epoch, self._last = self.gradients, self.epoch(), last
+
+    def epoch(self, more: int = 0) -> float:
+        """The epoch (fractions count) once `more` gradients have come."""
+        if self._last == self._bend:
+            return self._bend_epoch
+        per_gradient = max(self._epochs - self._bend_epoch, 0.0) / (self._last - self._bend)
+        return self._bend_epoch + (self.gradients + more - self._bend) * per_gradient
+
+    def facts(self) -> dict[str, Any]:
+        """All of it as JSON values, for a server that takes this one's place."""
+        return {
+            "gradients": self.gradients,
+            "bend": self._bend,
+            "bend_epoch": self._bend_epoch,
+            "last": self._last,
+        }
+
+    def resume(self, facts: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.gradients, self._last = facts["gradients"], facts["last"]
+        self._bend, self._bend_epoch = facts["bend"], facts["bend_epoch"]

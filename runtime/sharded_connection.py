@@ -12,7 +12,7 @@ from typing import Any, Self, TypeVar
 from torch import Tensor
 
 from runtime.connection import Connection, Traffic
-from runtime.data_connection import Exchanged, Wire
+from runtime.data_connection import Exchanged, Wire, push_finite
 
 R = TypeVar("R")
 
@@ -66,10 +66,16 @@ class ShardedConnection:
 
     def push_pull(self, gradient: Tensor, step: int, into: Tensor) -> Exchanged:
         """As Connection.push_pull. What is said of time is that of the slowest shard, the version that of the first."""
-        return self._exchange(
-            lambda index, connection, part: connection.push_pull(
-                gradient[part], step, self._versions[index], into[part]
-            )
+
+        def push_pull(index: int, connection: Connection, part: slice) -> Exchanged:
+            return connection.push_pull_finite(gradient[part], step, self._versions[index], into[part])
+
+        # The whole of it before any part: what one server has applied, another cannot refuse.
+        return push_finite(
+            lambda: self._exchange(push_pull),
+            gradient,
+            f"{self._connections[0].name}, step {step}",
+            self.withdraw,
         )
 
     def finish(self) -> bool:

@@ -102,10 +102,10 @@ class ServerState:
     # Workers come and go.
 
     def join(self, rank: int) -> None:
-        """Enter a worker, or let one in again that was lost."""
+        """Enter a worker, or let one in again that was lost, or to which the answer was lost that it had finished."""
         with self._changed:
             self._raise_over()
-            if self._phase is Phase.FINISHED:
+            if self._phase is Phase.FINISHED and not self._membership.has_finished(rank):
                 raise TrainingEnded(Ending(f"worker {rank} comes too late: all others have finished"))
             self._membership.join(rank)
 
@@ -129,7 +129,7 @@ class ServerState:
             member = self._membership.ready(rank, steps, next_step)
             if self._phase is Phase.TRAINING:
                 self._reenter(member)
-            elif not self._membership.missing:
+            elif self._phase is Phase.JOINING and not self._membership.missing:
                 self._start()
             self._changed.notify_all()
 
@@ -203,19 +203,21 @@ class ServerState:
     def finish(self, rank: int, tested_version: int) -> tuple[int, bool]:
         """A worker has done all its steps. Returns the version, and whether it must test that version.
 
-        The last worker must, unless all workers tested that very version.
+        The last worker must, unless all workers tested that very version. Whoever finishes again, since it heard no
+        answer, is told the same.
         """
         with self._changed:
             member = self._training_member(rank)
             if not member.pushed_all:
                 raise TooEarly(f"worker {rank}: finished at step {member.pushed}; expected {member.steps}")
-            member.tested_version = tested_version
-            self._accounting.finish(self._clock())
-            if not self._membership.all_finished:
-                return self._rounds.version, False
-            self._phase = Phase.FINISHED
-            self._changed.notify_all()
-            return self._rounds.version, self._membership.tested_versions != {self._rounds.version}
+            if not member.finished:
+                member.tested_version = tested_version
+                self._accounting.finish(self._clock())
+                if self._membership.all_finished:
+                    self._phase = Phase.FINISHED
+                    member.tests_final = self._membership.tested_versions != {self._rounds.version}
+                    self._changed.notify_all()
+            return self._rounds.version, member.tests_final
 
     # Endings, and what the server's main thread asks.
 
@@ -294,7 +296,7 @@ class ServerState:
             self._rounds.count_waits()
             return {
                 "version": self._rounds.version,
-                "consumed": self._rounds.consumed,
+                "progress": self._rounds.progress.facts(),
                 "members": self._membership.facts(self._rounds.undecided),
                 "accounting": self._accounting.facts(self._clock()),
             }
@@ -303,7 +305,7 @@ class ServerState:
         """Go on from another server's facts, before anybody joins."""
         with self._changed:
             self._resumed_from = self._rounds.version = facts["version"]
-            self._rounds.consumed = facts["consumed"]
+            self._rounds.progress.resume(facts["progress"])
             self.copies.renew(self.aggregator.parameters)
             self._membership.resume(facts["members"])
             self._accounting.resume(facts["accounting"])
@@ -389,6 +391,8 @@ class ServerState:
 
     def _reenter(self, member: Member) -> None:
         """A lost worker is back: where all go in step, it goes on at the step of the others."""
+        if member.finished:
+            return  # it was not lost: it asks again what it was told then
         others = [other.pushed for other in self._membership if other.ready and other is not member]
         if self._in_step and others:
             member.go_on_at(min(others))
@@ -397,7 +401,7 @@ class ServerState:
 
     def _news(self, rank: int) -> News:
         phase = self._phase
-        if phase is Phase.TRAINING and not self._membership.member(rank).ready:
+        if phase is not Phase.ENDED and not self._membership.member(rank).ready:
             phase = Phase.JOINING
         return News(phase, self._rounds.superseded.get(rank, 0))
 

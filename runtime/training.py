@@ -14,12 +14,11 @@ from torch import Generator, Tensor
 from torch.nn import functional
 
 from contract.draws import draw_seconds
-from contract.errors import TrainingFailed
 from contract.task import TaskEnvironment
 from runtime.augmentation import randomness
 from runtime.device import CPU, Mirror
 from runtime.faults import crash_if_due
-from runtime.parameters import FlatModel, count_non_finite
+from runtime.parameters import FlatModel
 from runtime.sharded_connection import ShardedConnection
 from runtime.sharding import Sharding
 from runtime.shared_memory import SharedVectors
@@ -41,7 +40,7 @@ class Figures:
     push_pull: float = 0.0
     """Round trips, without what the gradient was held back."""
     serialize: float = 0.0
-    """Encoding, decoding and copying: part of push_pull, at most all of it."""
+    """Looking at gradients, encoding, decoding and copying: part of push_pull, at most all of it."""
     waiting: float = 0.0
     evaluation: float = 0.0
     steps: int = 0
@@ -195,7 +194,6 @@ class Training:
         step, figures = self.next_step, Figures(steps=1, samples=len(indices))
         began = time.monotonic()
         figures.loss = self._compute_gradient(indices, augment)
-        self._refuse_non_finite(step)
         if self._compute.mode == "emulated":
             self._emulate(step, began, figures)
         crash_if_due(self._environment, step)
@@ -221,20 +219,6 @@ class Training:
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         self._gradient.to_host()
         return loss.item()
-
-    def _refuse_non_finite(self, step: int) -> None:
-        """Raise TrainingFailed, and tell the server, where a gradient cannot be applied.
-
-        The server would refuse it too, but block by block: those before would stay applied where others go on.
-        """
-        gradient = self._gradient.on_host
-        if bad := count_non_finite(gradient):
-            reason = (
-                f"worker {self._environment.worker_rank}, step {step}: gradient refused:"
-                f" {bad} of {gradient.numel()} values are NaN or infinite; lower the learning rate"
-            )
-            self._connection.withdraw(reason)
-            raise TrainingFailed(reason)
 
     def _emulate(self, step: int, began: float, figures: Figures) -> None:
         """Let the step last as long as its draw says, or until its gradient cannot count any more.

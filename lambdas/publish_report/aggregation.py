@@ -5,7 +5,7 @@ A figure whose records are missing is None; none is estimated from the rest.
 """
 
 import hashlib
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any, TypeVar
@@ -71,7 +71,7 @@ def experiment_result(outcome: ExperimentOutcome) -> ExperimentResult:
             average_epoch_time_seconds=fmean(e.epoch_seconds for e in epochs) if epochs else None,
             epoch_times_by_epoch=_epoch_times(epochs),
             accuracy_by_epoch=_epoch_accuracies(epochs),
-            **_final_accuracy(experiment, epochs, summaries),
+            **_final_accuracy(experiment, epochs, summaries, _lost(_of(records, ServerSummary))),
         ),
         time_split=_time_split(epochs, summaries),
         traffic=_traffic(summaries, _of(records, ServerSummary)),
@@ -207,10 +207,24 @@ def _percent(correct: int | None, samples: int | None) -> float | None:
     return 100 * correct / samples if correct is not None and samples else None
 
 
+def _lost(servers: Sequence[ServerSummary]) -> set[int]:
+    """Ranks that were lost and did not come back: what is missing of them never was."""
+    if not servers:
+        return set()
+    last = servers[-1]  # a server that was restarted tells of the losses before, too
+    return set(Counter(last.lost_workers) - Counter(last.rejoined_workers))
+
+
 def _final_accuracy(
-    experiment: Experiment, epochs: Iterable[WorkerEpoch], summaries: Iterable[WorkerSummary]
+    experiment: Experiment,
+    epochs: Iterable[WorkerEpoch],
+    summaries: Iterable[WorkerSummary],
+    lost: set[int],
 ) -> dict[str, float | int | str | None]:
-    """The final parameters as the last worker tested them; else the last epoch that all workers tested."""
+    """The final parameters as the last worker tested them; else the last epoch that all tested who were not lost.
+
+    The worker that was to be the last one, and to test, may have been lost.
+    """
     on_final = [s for s in summaries if s.final_test_samples and s.final_test_correct is not None]
     if on_final:
         last = max(on_final, key=lambda summary: (summary.timestamp, summary.rank))
@@ -220,8 +234,10 @@ def _final_accuracy(
     for epoch, by_rank in reversed(_by_epoch(epochs).items()):
         correct = sum(record.test_correct for record in by_rank.values())
         samples = sum(record.test_samples for record in by_rank.values())
-        if everyone <= by_rank.keys() and samples:
-            return _final_fields(correct, samples, "shares of an epoch", epoch)
+        if everyone - lost <= by_rank.keys() and samples:
+            whole = everyone <= by_rank.keys()
+            source = "shares of an epoch" if whole else "shares of finished workers"
+            return _final_fields(correct, samples, source, epoch)
     return _final_fields(None, None, None, None)
 
 

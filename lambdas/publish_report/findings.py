@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from contract.aggregation import Mode
 from lambdas.publish_report.conditions import Condition, compared, lines, pairs
 from lambdas.publish_report.estimates import Estimate, Spread, paired_difference, paired_ratio
-from lambdas.publish_report.notes import notes, overload, unequal_work
+from lambdas.publish_report.notes import chosen_by_first_block, notes, overload, partly_tested, unequal_work
 from lambdas.publish_report.rankings import NOISE, losses, quorums, ranking, savings, side_by_side
 from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.wording import ABSENT, capitalized, count, listed, percent, ratio, seconds, signed
@@ -51,7 +51,12 @@ def findings(results: Sequence[ExperimentResult]) -> Findings:
     return Findings(
         headline,
         [*others, *details, *_scaling(completed), *losses(completed)],
-        [*overload(results), *unequal_work(completed)],
+        [
+            *overload(results),
+            *unequal_work(completed),
+            *partly_tested(completed),
+            *chosen_by_first_block(completed),
+        ],
         notes(results),
     )
 

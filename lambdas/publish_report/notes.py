@@ -6,7 +6,8 @@ Pure. What may mislead a reader outright is a warning; how sure the figures are 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from contract.aggregation import Mode
+from contract.aggregation import ONE_SERVER_MODES, Mode, quorum
+from contract.exchange import WHOLE_LENGTH
 from lambdas.publish_report.conditions import lines
 from lambdas.publish_report.results import ExperimentResult
 from lambdas.publish_report.wording import count, listed
@@ -33,6 +34,39 @@ def unequal_work(completed: Iterable[ExperimentResult]) -> list[str]:
     return [
         "Workers that were away made fewer steps: times and accuracies are not all those of the same work."
     ]
+
+
+def partly_tested(completed: Iterable[ExperimentResult]) -> list[str]:
+    """A warning for each experiment whose accuracy is that of some workers' shares of the test set."""
+    tested = [(result.experiment_name, result.worker_metrics_aggregated) for result in completed]
+    return [
+        f"{name}: accuracy is that of epoch {of.final_test_epoch} on"
+        f" {count(of.final_test_samples or 0, 'test sample')}, the shares of the workers that finished: the others"
+        " were lost, and nobody tested the final parameters."
+        for name, of in tested
+        if of.final_test_source == "shares of finished workers"
+    ]
+
+
+def chosen_by_first_block(completed: Iterable[ExperimentResult]) -> list[str]:
+    """A warning where a mode was to pass slow workers over, but does not where it is their links that are slow."""
+    found = {result.mode for result in completed if _waits_for_links(result)}
+    if not found:
+        return []
+    return [
+        f"In {listed([mode.value for mode in Mode if mode in found])} a worker is chosen when the first block of its"
+        " gradient comes, and the rest of it is waited for: with models of more than"
+        f" {WHOLE_LENGTH:,} parameters slow computing is passed over, and slow links, which differ here, are not."
+    ]
+
+
+def _waits_for_links(result: ExperimentResult) -> bool:
+    """Whether some workers are chosen, by a part of what they send, and their links differ."""
+    workers = result.total_workers
+    chooses = result.mode in ONE_SERVER_MODES and quorum(result.mode, result.aggregation, workers) < workers
+    parameters = max((task.parameters for task in result.provenance), default=0)
+    links = [result.network.of(rank) for rank in range(workers)]
+    return chooses and parameters > WHOLE_LENGTH and any(link != links[0] for link in links)
 
 
 def _crowds(result: ExperimentResult) -> Iterator[tuple[int, int]]:

@@ -155,9 +155,10 @@ class WorkerMetrics(Shape):
     final_test_accuracy_percent: float | None
     final_test_correct: int | None
     final_test_samples: int | None
-    final_test_source: Literal["final parameters", "shares of an epoch"] | None
+    final_test_source: Literal["final parameters", "shares of an epoch", "shares of finished workers"] | None
+    """The last one: a part of the test set, for the others were lost, and nobody was left to test the rest."""
     final_test_epoch: int | None
-    """The epoch whose shares make up the figure: the last one that all workers tested."""
+    """The epoch whose shares make up the figure: the last one that all workers tested, or all that finished."""
     epoch_times_by_epoch: list[EpochTimes]
     accuracy_by_epoch: list[EpochAccuracy]
 

@@ -166,6 +166,61 @@ def test_more_tasks_than_cores_are_warned_of_once(
     )
 
 
+SLOW_LINK = {"workers": [{"rank": 0, "bandwidth_mbit_per_second": 10}]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "told", "parameters", "network", "warned"),
+    [
+        ("backup", {"backup_workers": 1}, 1_048_577, SLOW_LINK, True),
+        ("ksync", {"k": 2}, 11_173_962, SLOW_LINK, True),
+        ("kasync", {"k": 1}, 11_173_962, SLOW_LINK, True),
+        # Nobody is left out, or it is who is whole last, or all links are alike
+        ("ksync", {"k": 3}, 11_173_962, SLOW_LINK, False),
+        ("sync", {}, 11_173_962, SLOW_LINK, False),
+        ("async", {}, 11_173_962, SLOW_LINK, False),
+        ("backup", {"backup_workers": 1}, 1_048_576, SLOW_LINK, False),
+        ("backup", {"backup_workers": 1}, 11_173_962, {"bandwidth_mbit_per_second": 10}, False),
+        (
+            "backup",
+            {"backup_workers": 1},
+            11_173_962,
+            {"latency_ms": 5, "workers": [{"rank": 0, "latency_ms": 5}]},
+            False,
+        ),
+    ],
+)
+def test_where_a_choice_among_workers_does_not_cut_slow_links_a_warning_says_so(
+    mode: str, told: dict[str, object], parameters: int, network: dict[str, object], warned: bool
+) -> None:
+    [whole] = study_outcome(modes=[mode], workers=[3], aggregation=told or None, network=network).experiments
+    result = experiment_result(whole)
+    tasks = [task.model_copy(update={"parameters": parameters}) for task in result.provenance]
+    found = findings([result.model_copy(update={"provenance": tasks})]).warnings
+    warning = (
+        f"In {mode} a worker is chosen when the first block of its gradient comes, and the rest of it is waited for:"
+        " with models of more than 1,048,576 parameters slow computing is passed over, and slow links, which differ"
+        " here, are not."
+    )
+    assert found == ([warning] if warned else [])
+
+
+def test_an_accuracy_on_a_part_of_the_test_set_is_warned_of() -> None:
+    def tested(source: str, name: str) -> ExperimentResult:
+        result = measured("async", 2, 10.0, name=name)
+        partly = {"final_test_source": source, "final_test_epoch": 5, "final_test_samples": 180}
+        partly_tested = result.worker_metrics_aggregated.model_copy(update=partly)
+        return result.model_copy(update={"worker_metrics_aggregated": partly_tested})
+
+    assert findings([tested("shares of an epoch", "whole")]).warnings == []
+    assert findings(
+        [tested("shares of an epoch", "whole"), tested("shares of finished workers", "cut")]
+    ).warnings == [
+        "cut: accuracy is that of epoch 5 on 180 test samples, the shares of the workers that finished: the others"
+        " were lost, and nobody tested the final parameters."
+    ]
+
+
 def test_the_table_says_why_the_last_epoch_can_differ_from_the_final_accuracy() -> None:
     def caption(mode: str, workers: int) -> str:
         result = measured(mode, workers, 10.0)

@@ -189,6 +189,47 @@ def test_an_epoch_that_not_all_ranks_tested_is_no_final_accuracy() -> None:
     assert (workers.final_test_accuracy_percent, workers.final_test_epoch) == (90.0, 1)
 
 
+@pytest.mark.parametrize(
+    ("lost", "rejoined", "accuracy", "source", "epoch_number"),
+    [
+        ([1], [], 95.0, "shares of finished workers", 2),
+        ([1, 1], [1], 95.0, "shares of finished workers", 2),
+        # Who is back will finish, or the experiment has not completed: records are missing, and nothing is known.
+        ([1], [1], 85.0, "shares of an epoch", 1),
+        ([], [], 85.0, "shares of an epoch", 1),
+    ],
+)
+def test_where_the_last_worker_that_trained_is_lost_accuracy_is_what_the_finished_ones_tested_last(
+    lost: list[int], rejoined: list[int], accuracy: float, source: str, epoch_number: int
+) -> None:
+    """Worker 0 had finished before, and was told that it need not test the final parameters."""
+    of = experiment()
+    workers = result_of(
+        of,
+        epoch(of, 0, 1, test_correct=16, test_samples=20),
+        epoch(of, 1, 1, test_correct=18, test_samples=20),
+        epoch(of, 0, 2, test_correct=19, test_samples=20),
+        worker_summary(of, 0),
+        server_summary(of, lost_workers=lost, rejoined_workers=rejoined),
+    ).worker_metrics_aggregated
+    assert (workers.final_test_accuracy_percent, workers.final_test_source) == (accuracy, source)
+    assert workers.final_test_epoch == epoch_number
+
+
+def test_shares_of_finished_workers_are_those_of_the_newest_epoch_that_all_of_them_tested() -> None:
+    of = experiment(workers=3)
+    server = server_summary(of, total_workers=3, lost_workers=[2])
+    workers = result_of(
+        of, epoch(of, 0, 1), epoch(of, 1, 1), epoch(of, 0, 2), server
+    ).worker_metrics_aggregated
+    assert (workers.final_test_epoch, workers.final_test_samples) == (1, 20)
+    # What a lost one tested of that epoch counts as well: then it is the whole set
+    workers = result_of(
+        of, epoch(of, 0, 2), epoch(of, 1, 2), epoch(of, 2, 2), server
+    ).worker_metrics_aggregated
+    assert (workers.final_test_source, workers.final_test_samples) == ("shares of an epoch", 30)
+
+
 def test_the_time_split_takes_summaries_and_for_the_others_their_epochs() -> None:
     of = experiment()
     split = result_of(of, worker_summary(of, 0), epoch(of, 0, 1), epoch(of, 1, 1)).time_split

@@ -3,7 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from runtime.blocks import BLOCK_LENGTH, WHOLE_LENGTH, blocks_of
+from contract.exchange import WHOLE_LENGTH
+from runtime.blocks import BLOCK_LENGTH, blocks_of
 
 
 @given(st.integers(1, 20 * BLOCK_LENGTH))

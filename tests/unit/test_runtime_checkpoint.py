@@ -134,9 +134,9 @@ def test_a_file_of_the_formats_own_library_is_no_checkpoint() -> None:
 
 def test_a_file_of_another_format_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as other_program:
-        other_program.setattr("runtime.checkpoint.FORMAT", "2")
+        other_program.setattr("runtime.checkpoint.FORMAT", "3")
         data = file_of(numbered(1))
-    with pytest.raises(CheckpointDamaged, match=r"^format 2; this program reads 1$"):
+    with pytest.raises(CheckpointDamaged, match=r"^format 3; this program reads 2$"):
         load(data, OWNER)
 
 
@@ -151,7 +151,7 @@ def test_another_experiments_file_is_refused(other: Owner) -> None:
 
 def sealed(tensors: object, data: bytes = b"", **metadata: object) -> bytearray:
     """A file whose checksum is right, whatever it says."""
-    told = {"format": "1", "facts": "{}", "study": OWNER.study, "experiment": OWNER.experiment} | metadata
+    told = {"format": "2", "facts": "{}", "study": OWNER.study, "experiment": OWNER.experiment} | metadata
     rest = json.dumps(told).encode()[1:] + b"," + json.dumps(tensors).encode()[1:]
     first = b'{"__metadata__":{"crc32":"'
     length = len(first) + 8 + len(b'",') + len(rest)

@@ -7,7 +7,7 @@ from torch.nn import functional
 
 from contract.catalogue import MODELS_FOR, Dataset, Images, ImageShape, ModelName, images_of
 from runtime.model import build_model
-from runtime.parameters import FlatModel
+from runtime.parameters import FlatModel, count_non_finite
 from runtime.vision import import_torchvision
 
 PAIRS = sorted(
@@ -145,3 +145,16 @@ def test_a_flat_model_leaves_nothing_behind() -> None:
 def test_models_that_a_flat_buffer_cannot_carry_are_refused(module: torch.nn.Module, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         FlatModel(module)
+
+
+@pytest.mark.parametrize(
+    ("values", "bad"),
+    [
+        ([1.0, -1.0, 0.0], 0),
+        ([3e38, 3e38, 1.0], 0),  # the sum overflows, no value has
+        ([float("inf"), float("-inf"), 1.0], 2),
+        ([3e38, 3e38, float("nan")], 1),
+    ],
+)
+def test_values_that_are_not_finite_are_counted_and_large_ones_are_not(values: list[float], bad: int) -> None:
+    assert count_non_finite(torch.tensor(values)) == bad

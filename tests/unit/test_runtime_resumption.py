@@ -182,6 +182,26 @@ def test_in_async_mode_each_worker_goes_on_at_its_own_step() -> None:
     assert third.next_step(0) == 3
 
 
+def test_staleness_while_all_train_is_that_of_the_law_however_often_the_server_was_restarted() -> None:
+    """Who was given the parameters of a checkpoint is as fresh as at the start: its first gradient does not count."""
+    workers, steps = 16, 120
+    told: dict[str, Any] = {"mode": Mode.ASYNC, "workers": workers}
+    state = started_state(steps=steps, **told)
+    versions = [0] * workers
+    for step in range(steps):
+        if step and step % 20 == 0:
+            another = new_state(**told)
+            resume(another, written_and_read(checkpoint_of(state, 0)))
+            for rank in range(workers):
+                enter(another, rank, steps, step)
+            state, versions = another, [another.version] * workers
+        for rank in range(workers):
+            ticket = state.push(rank, step, versions[rank], torch.zeros(LENGTH))
+            assert ticket.answer is not None
+            versions[rank] = ticket.answer.version
+    assert state.summary()["average_gradient_staleness_all_training"] == workers - 1
+
+
 @pytest.mark.parametrize("mode", [Mode.KASYNC, Mode.SSP, Mode.ASYNC], ids=str)
 def test_nobody_waits_for_a_worker_that_had_done_all_its_steps(mode: Mode) -> None:
     told: dict[str, Any] = {"mode": mode}

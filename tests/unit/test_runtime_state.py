@@ -1,10 +1,11 @@
 """The server's core without connections: barriers, staleness, membership, losses, endings."""
 
+import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from itertools import count
 from queue import SimpleQueue
 from typing import Any
@@ -396,6 +397,25 @@ def test_ksync_drops_a_late_gradient_and_says_that_it_will() -> None:
     assert (summary["dropped_gradients"], summary["gradients_processed"]) == (1, 2)
 
 
+def test_who_has_begun_to_push_counts_and_is_waited_for() -> None:
+    """Of several blocks the first one decides: gradients are added as they come, none is kept until it is whole."""
+    with blocks_of_length(2):
+        state = started_state(Mode.BACKUP, workers=3, backup_workers=1)
+        slow = begin(state, 2, 0, 0)
+        state.take(slow, 0, torch.full((2,), 3.0), lasting=True)
+        first, late = push(state, 0, 0, 0, value=1.0), push(state, 1, 0, 0, value=100.0)
+        # The two that were whole first are not those that count: rank 2 had begun before
+        assert (first.answer, late.answer) == (Answer(1), Answer(1, dropped=True))
+        assert slow.answer is not None
+        assert not slow.answer.dropped
+        # And both wait for the rest of it
+        assert [ready_now(ticket) for ticket in (first, late)] == [[0], [0]]
+        assert values(state) == [-2.0, -2.0, 0.0, 0.0]
+        state.take(slow, 1, torch.full((2,), 3.0), lasting=True)
+        assert [ready_now(ticket) for ticket in (first, late)] == [[1], [1]]
+        assert values(state) == [-2.0] * LENGTH
+
+
 def test_dc_asgd_compensates_a_gradient_for_what_happened_since_its_pull() -> None:
     state = started_state(Mode.DC_ASGD, workers=2, dc_lambda=0.5)
     first, second = (LocalWorker(state, rank) for rank in range(2))
@@ -426,6 +446,92 @@ def test_a_schedule_counts_epochs_of_gradients_whoever_sent_them() -> None:
     assert values(state) == [-1.5] * LENGTH
 
 
+SCHEDULES = {
+    "cosine": Schedule(epochs=2, name="cosine"),
+    "step": Schedule(epochs=2, name="step", decay_epochs=0.5, decay_factor=0.5),
+    "warm-up": Schedule(epochs=2, warmup_epochs=1.5),
+}
+
+
+def factors_of_sync(schedule: Schedule, lost_at: Mapping[int, int]) -> list[float]:
+    """The factor of each update of 4 workers and 10 steps; `lost_at`: rank → the step before which it is lost."""
+    state = started_state(workers=4, steps=10, schedule=schedule, survives_loss=True)
+    factors: list[float] = []
+    for step in range(10):
+        for rank in [rank for rank, at in lost_at.items() if at == step]:
+            state.leave(rank)
+        before = values(state)[0]
+        for rank in [rank for rank in range(4) if lost_at.get(rank, 10) > step]:
+            push(state, rank, step, version=step)
+        factors.append(before - values(state)[0])
+    return factors
+
+
+@pytest.mark.parametrize("lost_at", [{2: 0, 3: 0}, {1: 3}, {0: 2, 3: 7}], ids=str)
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+def test_a_schedule_goes_to_its_end_whoever_is_lost(schedule: Schedule, lost_at: Mapping[int, int]) -> None:
+    undisturbed = factors_of_sync(schedule, {})
+    assert factors_of_sync(schedule, lost_at) == pytest.approx(undisturbed, abs=1e-5)
+
+
+class Recorded(Schedule):
+    """A constant one that remembers from which epoch to which each update went."""
+
+    def factor(self, begins: float, ends: float) -> float:
+        self.spans.append((begins, ends))
+        return 1.0
+
+    @cached_property
+    def spans(self) -> list[tuple[float, float]]:
+        return []
+
+
+@settings(deadline=None)
+@given(
+    data=st.data(),
+    mode=st.sampled_from([Mode.SYNC, Mode.ASYNC, Mode.SSP, Mode.KASYNC]),
+    resumes=st.booleans(),
+)
+def test_training_never_goes_back_and_ends_at_the_last_epoch_whoever_comes_and_goes(
+    data: st.DataObject, mode: Mode, resumes: bool
+) -> None:
+    workers, steps = 3, 4
+    told = {Mode.SSP: {"staleness_bound": 1}, Mode.KASYNC: {"k": 2}}.get(mode, {})
+    schedule = Recorded(epochs=2)
+    state = started_state(mode, workers, steps, schedule=schedule, survives_loss=True, **told)
+    there, held = set(range(workers)), dict[int, Ticket]()
+    turns = data.draw(
+        st.lists(st.tuples(st.sampled_from("ppppplr"), st.integers(0, workers - 1)), max_size=30)
+    )
+    # In the end, all who are there do what is left, and at least one is
+    end, to_come = len(turns) + 1, False
+    turns += [("r", 0)] + [("p", rank) for _ in range(steps) for rank in range(workers)] * 2
+    for number, (turn, rank) in enumerate(turns):
+        if number == end:
+            to_come = any(state.next_step(each) < steps for each in there)
+        if resumes and number == 15:
+            facts = state.facts()
+            state = new_state(mode, workers, schedule=schedule, survives_loss=True, **told)
+            state.resume(json.loads(json.dumps(facts)))
+            for each in there:
+                enter(state, each, steps)
+            held.clear()
+        if turn == "l" and rank in there:
+            state.leave(rank)
+            there.discard(rank)
+            held.pop(rank, None)
+        elif turn == "r" and rank not in there:
+            enter(state, rank, steps)
+            there.add(rank)
+        elif turn == "p" and rank in there:
+            waits = rank in held and held[rank].answer is None
+            if not waits and state.next_step(rank) < steps:
+                held[rank] = push(state, rank, state.next_step(rank), state.version)
+    moments = [moment for span in schedule.spans for moment in span]
+    assert moments == sorted(moments)
+    assert not to_come or moments[-1] == pytest.approx(2)
+
+
 def test_finish_before_the_last_step_is_refused() -> None:
     state = started_state(Mode.ASYNC, workers=1, steps=2)
     push(state, 0, 0, version=0)
@@ -445,6 +551,37 @@ def test_the_last_worker_tests_the_final_version_unless_all_did(
     assert state.finish(1, tested[1]) == (2, test_final)
     assert state.wait_over(timeout=0)
     assert state.ending is None
+
+
+@pytest.mark.parametrize("returns", [False, True])
+def test_a_worker_that_finishes_again_is_told_the_same(returns: bool) -> None:
+    """The answer to the first time was lost: it asks again, perhaps on a new connection, with newer parameters."""
+    state = started_state(Mode.ASYNC, workers=2, steps=1, survives_loss=True)
+    for rank in range(2):
+        push(state, rank, 0, version=0)
+    first = [state.finish(rank, tested_version=1 + rank) for rank in range(2)]
+    assert first == [(2, False), (2, True)]
+    again = []
+    for rank in range(2):
+        if returns:
+            state.leave(rank)
+            assert enter(state, rank, steps=1, next_step=1) == 1
+        again.append(state.finish(rank, tested_version=2))
+    assert again == first
+    assert state.wait_over(timeout=0)
+    assert state.summary()["rejoined_workers"] == []
+
+
+def test_a_worker_that_finishes_again_while_others_train_has_not_been_lost() -> None:
+    state = started_state(workers=2, steps=1, survives_loss=True)
+    for rank in range(2):
+        push(state, rank, 0, version=0)
+    state.finish(0, tested_version=1)
+    state.leave(0)
+    assert enter(state, 0, steps=1, next_step=1) == 1
+    assert state.finish(0, tested_version=1) == (1, False)
+    assert state.finish(1, tested_version=1) == (1, False)
+    assert (state.summary()["lost_workers"], state.summary()["rejoined_workers"]) == ([], [])
 
 
 def test_a_worker_that_vanishes_ends_the_wait_of_all_others() -> None:

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from contract.aggregation import Mode
-from contract.errors import TrainingFailed
 from contract.task import TaskEnvironment
 from runtime.attendance import SERVER
 from runtime.data_connection import Exchanged
@@ -94,9 +93,6 @@ class LocalConnection:
         answer = receive(self._state, ticket, into)
         self._version = answer.version
         return exchanged(answer)
-
-    def withdraw(self, reason: str) -> None:
-        self._state.withdraw(0, reason)
 
     def finish(self) -> bool:
         _, test_final = self._state.finish(0, self._version)
@@ -197,23 +193,6 @@ def test_a_process_that_takes_the_place_of_a_lost_one_trains_what_is_left(at: in
     # Only epochs in which it trained, each with the steps that it did
     assert [record["epoch"] for record in records] == list(range(at // PER_EPOCH + 1, EPOCHS + 1))
     assert sum(record["steps"] for record in records) == STEPS - at
-
-
-def test_a_gradient_that_cannot_be_applied_is_not_pushed_in_part() -> None:
-    """Though nothing is wrong with it but its last block."""
-    state, training = new_state(), new_training()
-    connection = begin(training, state)
-    layer = next(module for module in training._model.module.modules() if isinstance(module, nn.Linear))
-    layer.bias.register_hook(lambda gradient: gradient / 0)
-    before = state.aggregator.parameters.clone()
-    with pytest.raises(
-        TrainingFailed,
-        match=r"worker 0, step 0: gradient refused: 4 of 40 values are NaN or infinite; lower the learning rate",
-    ):
-        list(training.epochs())
-    assert connection.pushed == []
-    assert torch.equal(state.aggregator.parameters, before)
-    assert state.ending is None, "the others go on"
 
 
 def test_a_worker_that_shares_memory_computes_in_it() -> None:
