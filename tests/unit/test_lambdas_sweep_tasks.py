@@ -213,6 +213,37 @@ def test_a_task_that_is_started_meanwhile_is_stopped_too(
     assert {task.label for task in table.experiments("stopped-1")[0].tasks} == {"server", "worker 0"}
 
 
+@pytest.mark.parametrize("long_over", [False, True])
+def test_an_execution_that_has_just_ended_is_looked_at_twice(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    long_over: bool,
+) -> None:
+    """ECS shows a task late whose RunTask was on its way; minutes later it shows them all."""
+    (sync, _) = executions.start("stopped-1")
+    late, pauses = FakeTask(sync.task_group, "server"), list[float]()
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if late not in ecs.tasks:
+            ecs.add(late)
+        assert statuses(table, "stopped-1")[1] is Status.STOPPING
+
+    monkeypatch.setenv("QUIET_SECONDS", "10")
+    monkeypatch.setattr("lambdas.tasks.time.sleep", begin)
+    event = executions.abort("stopped-1")
+    if long_over:
+        executions.grow_old("stopped-1")
+    assert call(event, context)["left"] == 0
+    assert pauses == ([] if long_over else [10, 10])
+    assert ecs.running() == []
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+
+
 def test_what_there_is_no_time_for_is_left_to_the_next_call(
     table: ExperimentTable,
     ecs: FakeEcs,
