@@ -15,7 +15,7 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from contract.history import fingerprint
 from contract.results import REPORT, study_prefix
 from contract.study import parse_study
-from contract.table import Status
+from contract.table import TERMINAL, Status
 from lambdas.environment import ReportEnvironment
 from lambdas.history import History
 from lambdas.publish_report.costs import measured_of
@@ -67,7 +67,9 @@ def _collect(table: ExperimentTable, row: StudyRow) -> StudyOutcome:
     study_id, study = row.study_id, parse_study(row.document)
     rows = table.experiments(study_id)
     failures = sum(experiment.status is not Status.COMPLETED for experiment in rows)
-    status = Status.FAILED if failures > study.tolerated_failures else Status.COMPLETED
+    # What has not ended may run still: that is not among what a study tolerates.
+    tolerated = failures <= study.tolerated_failures and all(e.status in TERMINAL for e in rows)
+    status = Status.COMPLETED if tolerated else Status.FAILED
     return StudyOutcome(
         study_id=study_id,
         name=study.name,

@@ -15,6 +15,7 @@ import psutil
 
 from contract.plan import study_of_group
 from contract.results import study_prefix
+from lambdas.causes import readable
 from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import CREDENTIALS, REGION
@@ -129,11 +130,7 @@ def study_of(arn: str) -> str:
 
 def cause_of(described: dict[str, Any]) -> str:
     """What a failed execution says; where a function of ours failed it, the message alone."""
-    cause: str = described.get("cause", "")
-    try:
-        return str(json.loads(cause)["errorMessage"])
-    except (ValueError, KeyError, TypeError):
-        return cause
+    return readable(described.get("cause", ""))
 
 
 def table_of(cloud: Cloud) -> ExperimentTable:

@@ -501,6 +501,34 @@ def test_a_study_that_failed_with_unfinished_experiments_is_reported_again(
     assert published == ["failed-1"]
 
 
+def test_an_experiment_that_reconciling_could_not_end_is_ended_once_its_study_has_failed(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    """ConcludeStudy failed for it, and left the study RUNNING: until clean-up has gone through, nothing has ended."""
+    (lost, done) = executions.start("failed-1")
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.explain(lost, "its tasks could not be ended: ExceptionGroup")
+    ecs.add(*tasks_of(lost))
+    stuck = f"{lost.task_group}/server/0"
+    ecs.refusals[stuck] = "AccessDeniedException"
+    said = "1 of 2 experiments have not ended: sync_2workers"
+    cause = json.dumps({"errorMessage": said, "errorType": "StudyFailed", "stackTrace": ["…"]})
+    event = executions.abort("failed-1", error="StudyFailed", cause=cause)
+    with pytest.raises(ExceptionGroup, match="not everything could be swept: 1 failed"):
+        call(event, context)
+    assert statuses(table, "failed-1") == [Status.RUNNING, Status.STOPPING, Status.COMPLETED]
+    assert (ecs.running(), published) == ([stuck], [])
+    ecs.refusals.clear()
+    assert call(SCHEDULED, context) == {"stopped": 1, "left": 0}
+    assert statuses(table, "failed-1") == [Status.ABORTED, Status.ABORTED, Status.COMPLETED]
+    assert table.experiments("failed-1")[0].cause == f"{ENDED}: ABORTED (StudyFailed: {said})"
+    assert (ecs.running(), published, table.open_studies()) == ([], ["failed-1"], [])
+
+
 def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(
     table: ExperimentTable, ecs: FakeEcs, executions: Executions, context: LambdaContext
 ) -> None:
