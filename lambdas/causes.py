@@ -1,4 +1,4 @@
-"""Causes of failed executions, as Step Functions tells them. Pure; used by sweep_tasks and the command line."""
+"""Causes, as Step Functions tells them. Pure; used by sweep_tasks, publish_report and the command line."""
 
 import json
 

@@ -133,6 +133,24 @@ def cause_of(described: dict[str, Any]) -> str:
     return readable(described.get("cause", ""))
 
 
+def errors_of(cloud: Cloud, arn: str) -> list[str]:
+    """The errors that states of an execution, and those of its experiments, have met; tried again or not."""
+    states = client(cloud, "stepfunctions")
+    runs = states.list_map_runs(executionArn=arn)["mapRuns"]
+    children = [
+        child["executionArn"]
+        for run in runs
+        for child in states.list_executions(mapRunArn=run["mapRunArn"])["executions"]
+    ]
+    return [
+        event["taskFailedEventDetails"]["error"]
+        for one in (arn, *children)
+        for page in states.get_paginator("get_execution_history").paginate(executionArn=one)
+        for event in page["events"]
+        if event["type"] == "TaskFailed"
+    ]
+
+
 def table_of(cloud: Cloud) -> ExperimentTable:
     """The deployed table."""
     dynamodb = boto3.resource(

@@ -105,6 +105,26 @@ def test_a_completed_study_is_published_with_its_report_last(
     assert status(table) is Status.RUNNING  # which ConcludeStudy changes, when all is done
 
 
+def test_that_records_were_not_reconciled_is_a_warning(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    plan_only(table)
+    cause = '{"errorMessage": "Task timed out after 600.00 seconds", "errorType": "Sandbox.Timedout"}'
+    for error, warnings in (
+        (
+            {"Error": "Sandbox.Timedout", "Cause": cause},
+            [
+                "records may be missing: ReconcileMetrics failed: Sandbox.Timedout:"
+                " Task timed out after 600.00 seconds"
+            ],
+        ),
+        (None, []),
+    ):
+        handler({"study_id": "study-1", "unreconciled": error}, context)
+        document = json.loads(bucket.Object(f"{PREFIX}{STUDY_JSON}").get()["Body"].read())
+        assert document["warnings"] == warnings
+
+
 def test_an_experiment_without_a_verdict_is_beyond_what_a_study_tolerates(
     table: ExperimentTable, bucket: Any, context: LambdaContext
 ) -> None:
