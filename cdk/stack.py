@@ -168,7 +168,10 @@ class LockstepStack(cdk.Stack):
 
     def _delivery_patience(self) -> str:
         """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""
-        return cdk.Token.as_string(cdk.Fn.condition_if(self._on_aws.logical_id, "180", "10"))
+        return self._on_aws_else("180", "10")
+
+    def _on_aws_else(self, on_aws: str, embedded: str) -> str:
+        return cdk.Token.as_string(cdk.Fn.condition_if(self._on_aws.logical_id, on_aws, embedded))
 
     def _add_ingestion(self) -> None:
         ingest = self.functions.function(
@@ -210,7 +213,7 @@ class LockstepStack(cdk.Stack):
             description="Before the stack is deleted, end every study and every task",
             environment={
                 "POWERTOOLS_LOG_LEVEL": "INFO",
-                "CLUSTER_ARN": self.training.cluster.cluster_arn,
+                **self._ending_environment(),
                 "STATE_MACHINE_ARN": state_machine.state_machine_arn,
             },
             timeout_seconds=300,
@@ -299,9 +302,16 @@ class LockstepStack(cdk.Stack):
         grant_task_control(function, self.training.cluster)
         grant_task_logs(function, self.training.log_group)
 
-    def _task_environment(self) -> dict[str, str]:
+    def _ending_environment(self) -> dict[str, str]:
+        """For functions that end tasks. ECS may list one seconds after it was started, the emulator at once."""
         return {
             "CLUSTER_ARN": self.training.cluster.cluster_arn,
+            "QUIET_SECONDS": self._on_aws_else("10", "1"),
+        }
+
+    def _task_environment(self) -> dict[str, str]:
+        return {
+            **self._ending_environment(),
             "LOG_GROUP_NAME": self.training.log_group.log_group_name,
         }
 

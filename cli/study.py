@@ -17,6 +17,7 @@ from contract.metrics import MetricRecord, ServerInterval, WorkerEpoch
 from contract.plan import study_of_group
 from contract.study import Study
 from contract.table import TERMINAL, Status
+from lambdas.causes import readable
 from lambdas.table import ExperimentRow, ExperimentTable
 
 if TYPE_CHECKING:
@@ -114,18 +115,6 @@ def _ended(described: "DescribeExecutionOutputTypeDef") -> Ended:
         readable(described.get("cause", "")),
         described.get("output", ""),
     )
-
-
-def readable(cause: str) -> str:
-    """The message in an execution's cause: of a function's error that is a JSON object, with other things in it.
-
-    Source: Step Functions Developer Guide, handling errors; Lambda Developer Guide, errors of Python functions.
-    """
-    try:
-        document = json.loads(cause)
-    except ValueError:
-        return cause
-    return str(document.get("errorMessage", cause)) if isinstance(document, dict) else cause
 
 
 def patiently(call: Callable[[], T], pauses_seconds: Sequence[float] = PAUSES_SECONDS) -> T:

@@ -68,10 +68,17 @@ class WatchedEnvironment(TableEnvironment):
     stack_name: str
 
 
-class ClusterEnvironment(TableEnvironment):
-    """Of functions that end tasks and tell how they ended."""
+class EndingEnvironment(FunctionEnvironment):
+    """Of functions that end tasks."""
 
     cluster_arn: str
+    quiet_seconds: float
+    """Between two looks that find no task, where one may have been starting."""
+
+
+class ClusterEnvironment(TableEnvironment, EndingEnvironment):
+    """Of functions that end tasks and tell how they ended."""
+
     log_group_name: str
 
 
@@ -83,11 +90,10 @@ class SweepEnvironment(ClusterEnvironment, WatchedEnvironment):
     """Its ARN."""
 
 
-class StopEnvironment(FunctionEnvironment):
+class StopEnvironment(EndingEnvironment):
     """Of stop_studies."""
 
     state_machine_arn: str
-    cluster_arn: str
 
 
 class ReconcileEnvironment(ClusterEnvironment):

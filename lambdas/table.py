@@ -193,6 +193,12 @@ class ExperimentTable:
             ended_at=now(),
         )
 
+    def explain(self, experiment: Experiment, cause: str) -> None:
+        """Write why an experiment has no verdict, unless it has one: its status is left as it is."""
+        self._update_unless(
+            _experiment_key(experiment.study_id, experiment.name), forbidden=keys.TERMINAL, cause=cause
+        )
+
     def begin_stop(self, experiment: Experiment) -> None:
         """Mark an experiment that has no verdict as STOPPING: it starts no task from now on, and gets no verdict."""
         self._update_unless(

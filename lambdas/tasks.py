@@ -68,27 +68,43 @@ class TaskList:
         if refused:
             raise ExceptionGroup(f"{len(refused)} tasks could not be stopped", refused)
 
-    def end_group(self, group: str, reason: str) -> list[TaskOutcome]:
+    def end_group(self, group: str, reason: str, *, quiet_seconds: float = 0) -> list[TaskOutcome]:
         """End the tasks of one group, as `end`, and tell how each of them ended."""
-        return [task.outcome for task in self.end(lambda task: task.group == group, reason)]
+        ended = self.end(lambda task: task.group == group, reason, quiet_seconds=quiet_seconds)
+        return [task.outcome for task in ended]
 
     def end(
-        self, chosen: Callable[[Task], bool], reason: str, patience_seconds: float = END_SECONDS
+        self,
+        chosen: Callable[[Task], bool],
+        reason: str,
+        *,
+        patience_seconds: float = END_SECONDS,
+        quiet_seconds: float = 0,
     ) -> list[Task]:
         """Stop what still runs of the chosen tasks and wait until all of them have ended; returns them all.
 
-        Looks again after each wait: the state machine may have been starting one. Raises as `stop`, and botocore's
-        WaiterError when a task has not ended after `patience_seconds`. ECS forgets ended tasks after an hour or more.
+        `quiet_seconds`: nothing is left once two looks that far apart have found nothing. Zero, and one look will do,
+        is for where no task can be starting: RunTask may be under way still when what it is part of is given up, and
+        what it has started is listed seconds later (ECS API Reference, RunTask: eventually consistent).
+
+        Raises as `stop`, and botocore's WaiterError when a task has not ended after `patience_seconds`, beyond which
+        the last looks may come. ECS forgets ended tasks after an hour or more.
         """
         deadline = time.monotonic() + patience_seconds
+        quiet = not quiet_seconds
         while True:
             running = [task for task in self.running() if chosen(task)]
             self.stop(running, reason)
             ended = [task for task in self._described("STOPPED") if chosen(task)]
             ending = {task.arn for task in [*running, *ended] if not task.ended}
-            if not ending:
+            if ending:
+                self._await_end(sorted(ending), deadline)
+                quiet = not quiet_seconds
+            elif quiet:
                 return ended
-            self._await_end(sorted(ending), deadline)
+            else:
+                time.sleep(quiet_seconds)
+                quiet = True
 
     def _await_end(self, arns: list[str], deadline: float) -> None:
         for some in _chunks(arns):

@@ -1,8 +1,11 @@
 """ConcludeStudy: the study's terminal status, written when its tasks are gone and its report is out.
 
-Runs last. Where the study failed, so does this function, and with it the execution: a redriven execution begins at
-the task that failed, which a Fail state is not. Called again then, it clears what the experiments left that did not
-complete, and PlanStudy plans those once more.
+Runs last. Where an experiment has not ended, tasks of it may run: the study fails, and its status is left to
+sweep_tasks, which clears up after the execution.
+
+Where the study failed, so does this function, and with it the execution: a redriven execution begins at the task that
+failed, which a Fail state is not. Called again then, it clears what the experiments left that did not complete, and
+PlanStudy plans those once more.
 """
 
 from typing import Any
@@ -11,10 +14,10 @@ from aws_lambda_powertools import Logger
 from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.errors import StudyFailed
-from contract.table import Status
+from contract.table import TERMINAL, Status
 from lambdas.conclude_study.checkpoints import remove_checkpoints
 from lambdas.environment import ConcludeEnvironment
-from lambdas.table import ExperimentTable
+from lambdas.table import ExperimentRow, ExperimentTable
 
 logger = Logger(service="conclude_study")
 
@@ -38,9 +41,16 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
             remove_checkpoints(environment.checkpoint_location, experiment)
         logger.info("to be run again", experiments=[experiment.name for experiment in cleared])
         return {"again": True}
+    if unended := _unended(table.experiments(study_id)):
+        raise StudyFailed(f"{unended}. {event['cause']}"[:CAUSE_CHARACTERS])
     status = Status(event["status"])
     table.end_study(study_id, status)
     logger.info("concluded", status=status)
     if status is not Status.COMPLETED:
         raise StudyFailed(event["cause"][:CAUSE_CHARACTERS])
     return {"again": False}
+
+
+def _unended(rows: list[ExperimentRow]) -> str:
+    names = [row.experiment.name for row in rows if row.status not in TERMINAL]
+    return f"{len(names)} of {len(rows)} experiments have not ended: {', '.join(names)}" if names else ""

@@ -28,7 +28,10 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, str]:  #
     row = table.experiment(study_id, name)
     experiment = row.experiment
     of_its_group = TaskList.of(environment.cluster_arn).end_group(
-        experiment.task_group, "Lockstep: the experiment has ended"
+        experiment.task_group,
+        "Lockstep: the experiment has ended",
+        # Without an error every branch has come to its end; one that was cancelled may have been starting tasks.
+        quiet_seconds=environment.quiet_seconds if error else 0,
     )
     outcomes = of_this_run(of_its_group, row.started_at)
     records = table.records(study_id, name)

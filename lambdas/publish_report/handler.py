@@ -5,6 +5,7 @@ the study was aborted.
 """
 
 import mimetypes
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,8 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 from contract.history import fingerprint
 from contract.results import REPORT, study_prefix
 from contract.study import parse_study
-from contract.table import Status
+from contract.table import TERMINAL, Status
+from lambdas.causes import readable
 from lambdas.environment import ReportEnvironment
 from lambdas.history import History
 from lambdas.publish_report.costs import measured_of
@@ -28,12 +30,16 @@ logger = Logger(service="publish_report")
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
-    """Publish one study's report. COMPLETED unless more experiments failed than the study tolerates."""
+    """Publish one study's report. COMPLETED unless more experiments failed than the study tolerates.
+
+    `unreconciled` is the error that ended ReconcileMetrics, if one did.
+    """
     study_id = event["study_id"]
     logger.append_keys(study_id=study_id)
     environment = ReportEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
-    outcome = _publish(table, environment.bucket_name, study_id)
+    # sweep_tasks knows of none, and an execution that goes on as it began does not tell.
+    outcome = _publish(table, environment.bucket_name, study_id, _unreconciled(event.get("unreconciled")))
     _remember(History.named(environment.table_name), outcome)
     failed = [e for e in outcome.experiments if e.status is not Status.COMPLETED]
     logger.info("published", status=outcome.status, failed=len(failed))
@@ -45,11 +51,19 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
     }
 
 
-def _publish(table: ExperimentTable, bucket_name: str, study_id: str) -> StudyOutcome:
+def _unreconciled(error: dict[str, str] | None) -> list[str]:
+    if error is None:
+        return []
+    return [f"records may be missing: ReconcileMetrics failed: {error['Error']}: {readable(error['Cause'])}"]
+
+
+def _publish(
+    table: ExperimentTable, bucket_name: str, study_id: str, warnings: Sequence[str]
+) -> StudyOutcome:
     """Render and upload; again, where the study was aborted meanwhile: that is what the report must say then."""
     row = _study(table, study_id)
     while True:
-        outcome = _collect(table, row)
+        outcome = _collect(table, row, warnings)
         _upload(bucket_name, study_id, render(outcome))
         before, row = row, _study(table, study_id)
         if (row.status is Status.ABORTED) == (before.status is Status.ABORTED):
@@ -63,11 +77,13 @@ def _study(table: ExperimentTable, study_id: str) -> StudyRow:
     return row
 
 
-def _collect(table: ExperimentTable, row: StudyRow) -> StudyOutcome:
+def _collect(table: ExperimentTable, row: StudyRow, warnings: Sequence[str]) -> StudyOutcome:
     study_id, study = row.study_id, parse_study(row.document)
     rows = table.experiments(study_id)
     failures = sum(experiment.status is not Status.COMPLETED for experiment in rows)
-    status = Status.FAILED if failures > study.tolerated_failures else Status.COMPLETED
+    # What has not ended may run still: that is not among what a study tolerates.
+    tolerated = failures <= study.tolerated_failures and all(e.status in TERMINAL for e in rows)
+    status = Status.COMPLETED if tolerated else Status.FAILED
     return StudyOutcome(
         study_id=study_id,
         name=study.name,
@@ -76,7 +92,7 @@ def _collect(table: ExperimentTable, row: StudyRow) -> StudyOutcome:
         cause=row.cause,
         started_at=datetime.fromisoformat(row.created_at),
         ended_at=datetime.fromisoformat(row.ended_at) if row.ended_at else datetime.now(UTC),
-        warnings=[warning for experiment in rows for warning in experiment.warnings],
+        warnings=[*warnings, *(warning for experiment in rows for warning in experiment.warnings)],
         experiments=[
             ExperimentOutcome(
                 experiment=experiment.experiment,

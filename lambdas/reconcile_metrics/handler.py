@@ -23,7 +23,7 @@ from lambdas.reconcile_metrics.log_lines import metric_lines
 from lambdas.table import ExperimentRow, ExperimentTable
 from lambdas.task_logs import TaskLogs
 from lambdas.tasks import TaskList
-from lambdas.verdict import CLOCKS_DIFFER, of_this_run
+from lambdas.verdict import CLOCKS_DIFFER, TaskOutcome, of_this_run
 
 logger = Logger(service="reconcile_metrics")
 
@@ -36,13 +36,16 @@ WITHOUT_VERDICT = {
 }
 """Error and cause of an experiment that still is so when every other has ended."""
 
+MAX_OBSTACLE = 1000
+"""Characters that are told of what kept tasks from being ended."""
+
 Suspects = frozenset[tuple[str, str, int]]
 """(experiment, role, rank) of tasks whose records may not all be in the table."""
 
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  # noqa: ARG001 - Lambda passes it
-    """Close the gaps of one study's records and settle every experiment.
+    """Close the gaps of one study's records and settle every experiment whose tasks have ended.
 
     `unjudged` holds the name and the error of each experiment that the state machine could not bring to a verdict.
     """
@@ -51,7 +54,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     environment = ReconcileEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
     tasks = TaskList.of(environment.cluster_arn)
-    rows = [_ended(tasks, row) for row in table.experiments(study_id)]
+    rows, obstacle = _ended(tasks, table.experiments(study_id), environment.quiet_seconds)
     suspects = _wait_for_records(table, rows, environment.patience_seconds)
     began = {row.experiment.name: row.started_at for row in rows}
     backfilled = _backfill(table, study_id, suspects, began, environment.log_group_name) if suspects else 0
@@ -59,24 +62,51 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     errors = {item["name"]: item["error"] for item in event.get("unjudged", [])}
     logs = TaskLogs.named(environment.log_group_name)
     for row in rows:
-        _settle(table, logs, row, errors.get(row.experiment.name))
+        caught = errors.get(row.experiment.name)
+        if obstacle and row.status is Status.RUNNING:
+            table.explain(row.experiment, _why_without_end(obstacle, caught))
+        else:
+            _settle(table, logs, row, caught)
     logger.info("reconciled", experiments=len(rows), backfilled=backfilled)
     return {"experiments": len(rows), "backfilled": backfilled}
 
 
-def _ended(tasks: TaskList, row: ExperimentRow) -> ExperimentRow:
-    """An experiment that JudgeExperiment did not bring to an end is ended here, with how its tasks ended.
+def _ended(
+    tasks: TaskList, rows: list[ExperimentRow], quiet_seconds: float
+) -> tuple[list[ExperimentRow], Exception | None]:
+    """Experiments that JudgeExperiment did not bring to an end are ended here, all at once, with how their tasks did.
 
-    Where that fails too, it gets a verdict all the same, and sweep_tasks finds what it left running.
+    Where that fails too, the rows are as they were, and what failed is returned: those experiments get no verdict,
+    ConcludeStudy fails for it, and so sweep_tasks ends them.
     """
-    if row.status is not Status.RUNNING:
-        return row
+    groups = {row.experiment.task_group for row in rows if row.status is Status.RUNNING}
+    if not groups:
+        return rows, None
     try:
-        ended = tasks.end_group(row.experiment.task_group, "Lockstep: the experiment has ended")
-        return replace(row, tasks=of_this_run(ended, row.started_at))
-    except Exception:
-        logger.exception("not ended", experiment=row.experiment.name)
-        return row
+        ended = tasks.end(
+            lambda task: task.group in groups,
+            "Lockstep: the experiment has ended",
+            quiet_seconds=quiet_seconds,
+        )
+    except Exception as error:
+        logger.exception("not ended", groups=sorted(groups))
+        return rows, error
+    by_group: dict[str, list[TaskOutcome]] = {group: [] for group in groups}
+    for task in ended:
+        by_group[task.group].append(task.outcome)
+    return [
+        replace(row, tasks=of_this_run(by_group[row.experiment.task_group], row.started_at))
+        if row.experiment.task_group in groups
+        else row
+        for row in rows
+    ], None
+
+
+def _why_without_end(obstacle: Exception, caught: dict[str, str] | None) -> str:
+    parts = obstacle.exceptions if isinstance(obstacle, ExceptionGroup) else ()
+    said = "; ".join([f"{type(obstacle).__name__}: {obstacle}", *map(str, parts)])[:MAX_OBSTACLE]
+    before = f"; before that, JudgeExperiment failed: {caught['Error']}: {caught['Cause']}" if caught else ""
+    return f"its tasks could not be ended: {said}{before}"
 
 
 def _wait_for_records(table: ExperimentTable, rows: list[ExperimentRow], patience_seconds: float) -> Suspects:

@@ -17,31 +17,29 @@ if TYPE_CHECKING:
 
 ERROR, CAUSE = "StackDeleted", "the stack is being deleted"
 
-LOOK_AGAIN_SECONDS = 10
-"""Between two looks that find nothing: an experiment of a stopped study may be about to start a task until it next
-changes state."""
-
 
 def stop_all(environment: StopEnvironment, deadline: float) -> str:
     """Empty once nothing runs; else what was left at `deadline`, as time.monotonic() tells it."""
     states = boto3.client("stepfunctions")
     tasks = TaskList.of(environment.cluster_arn)
-    quiet = False
+    stopped = _stop_executions(states, environment.state_machine_arn)
     while True:
-        # First the executions, then the tasks that they have started; and again, for what came meanwhile.
-        stopped = _stop_executions(states, environment.state_machine_arn)
-        found = bool(stopped or tasks.running())
+        # After the executions: an experiment of one that was stopped may start a task until it next changes state.
+        patience = deadline - environment.quiet_seconds - time.monotonic()
         try:
-            tasks.end(lambda _: True, f"Lockstep: {CAUSE}", deadline - time.monotonic())
+            tasks.end(
+                lambda _: True,
+                f"Lockstep: {CAUSE}",
+                patience_seconds=patience,
+                quiet_seconds=environment.quiet_seconds if patience > 0 else 0,
+            )
         except WaiterError:
             return f"{len(tasks.running())} tasks run and others have not ended yet; delete the stack again"
-        if quiet and not found:
-            return ""
-        if time.monotonic() + LOOK_AGAIN_SECONDS > deadline:
+        if patience <= 0:
             return _not_quiet(stopped)
-        quiet = not found
-        if quiet:
-            time.sleep(LOOK_AGAIN_SECONDS)
+        stopped = _stop_executions(states, environment.state_machine_arn)
+        if not stopped:
+            return ""
 
 
 def _not_quiet(stopped: list[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final, Self
 
 import boto3
 
+from lambdas.causes import readable
 from lambdas.table import StudyRow
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ class Executions:
         return EndedExecution(
             status=found["status"],
             error=found.get("error", ""),
-            cause=found.get("cause", ""),
+            cause=readable(found.get("cause", "")),
             started_at=found["startDate"],
             ended_at=found.get("stopDate"),
         )

@@ -34,6 +34,8 @@ class Sweep:
     """Have the report of a study published, without waiting for it."""
     deadline: float
     """time.monotonic() at which no task is waited for any more."""
+    quiet_seconds: float
+    """Between two looks that find nothing, of an execution that has just ended."""
     stopped: int = 0
     """Tasks that were told to stop."""
     orphans: int = 0
@@ -58,6 +60,7 @@ class Sweep:
             executions=Executions.of(environment.state_machine_arn),
             publish=publish,
             deadline=deadline,
+            quiet_seconds=environment.quiet_seconds,
         )
 
     def begin(self, study_id: str, running: Iterable[Task]) -> EndedExecution | None:
@@ -124,7 +127,10 @@ class Sweep:
             return None
         try:
             return self.tasks.end(
-                lambda task: study_of_group(task.group) == study_id, _named(execution.reason), patience
+                lambda task: study_of_group(task.group) == study_id,
+                _named(execution.reason),
+                patience_seconds=patience,
+                quiet_seconds=0 if execution.is_long_over else self.quiet_seconds,
             )
         except WaiterError:
             return None

@@ -15,6 +15,7 @@ import psutil
 
 from contract.plan import study_of_group
 from contract.results import study_prefix
+from lambdas.causes import readable
 from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import CREDENTIALS, REGION
@@ -129,11 +130,25 @@ def study_of(arn: str) -> str:
 
 def cause_of(described: dict[str, Any]) -> str:
     """What a failed execution says; where a function of ours failed it, the message alone."""
-    cause: str = described.get("cause", "")
-    try:
-        return str(json.loads(cause)["errorMessage"])
-    except (ValueError, KeyError, TypeError):
-        return cause
+    return readable(described.get("cause", ""))
+
+
+def errors_of(cloud: Cloud, arn: str) -> list[str]:
+    """The errors that states of an execution, and those of its experiments, have met; tried again or not."""
+    states = client(cloud, "stepfunctions")
+    runs = states.list_map_runs(executionArn=arn)["mapRuns"]
+    children = [
+        child["executionArn"]
+        for run in runs
+        for child in states.list_executions(mapRunArn=run["mapRunArn"])["executions"]
+    ]
+    return [
+        event["taskFailedEventDetails"]["error"]
+        for one in (arn, *children)
+        for page in states.get_paginator("get_execution_history").paginate(executionArn=one)
+        for event in page["events"]
+        if event["type"] == "TaskFailed"
+    ]
 
 
 def table_of(cloud: Cloud) -> ExperimentTable:

@@ -3,6 +3,7 @@
 A function that waits, or that has no time; a worker that nothing can run; a task that does nothing.
 """
 
+import json
 import os
 import re
 import select
@@ -11,7 +12,7 @@ import socket
 import socketserver
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,9 @@ from contract.table import rendezvous_sort, study_partition
 from local.cloud import Cloud
 from local.deploy import STACK
 from tests.e2e.machine import client, study_of
+
+TIMED_OUT = "Sandbox.Timedout"
+"""What Lambda calls it when a function has run out of time."""
 
 
 def function_name(cloud: Cloud, folder: str) -> str:
@@ -100,7 +104,14 @@ class _Passage(socketserver.BaseRequestHandler):
                         return
                     if end is self.request:
                         self.server.await_leave(data)
+                        if _is_closed(self.request):  # whoever asked was ended meanwhile
+                            return
                     ways[end].sendall(data)
+
+
+def _is_closed(connection: socket.socket) -> bool:
+    """Whether nobody is at the other end; who waits for an answer says nothing."""
+    return bool(select.select([connection], [], [], 0)[0]) and not connection.recv(1, socket.MSG_PEEK)
 
 
 @contextmanager
@@ -124,15 +135,28 @@ def gated(cloud: Cloud, folder: str) -> Iterator[Gate]:
 
 
 @contextmanager
-def out_of_time(cloud: Cloud, folder: str) -> Iterator[None]:
-    """A function has a second, less than it takes to import what it needs."""
+def out_of_time(cloud: Cloud, folder: str, gate: Gate, study: str) -> Iterator[None]:
+    """A function has a second, and is held at its gate for longer; where it is tried again, then once and soon.
+
+    For one study alone: no other may need the function meanwhile. What it was about to ask is never asked.
+    """
     functions, name = client(cloud, "lambda"), function_name(cloud, folder)
     usual = functions.get_function_configuration(FunctionName=name)["Timeout"]
-    functions.update_function_configuration(FunctionName=name, Timeout=1)
-    try:
-        yield
-    finally:
-        functions.update_function_configuration(FunctionName=name, Timeout=usual)
+    with machine_redefined(cloud, _trying_again_once), gate.shut(study):
+        functions.update_function_configuration(FunctionName=name, Timeout=1)
+        try:
+            yield
+        finally:
+            functions.update_function_configuration(FunctionName=name, Timeout=usual)
+
+
+def _trying_again_once(definition: str) -> str:
+    def once(found: dict[str, Any]) -> dict[str, Any]:
+        if TIMED_OUT in found.get("ErrorEquals", []):
+            return {**found, "IntervalSeconds": 1, "MaxAttempts": 1}
+        return found
+
+    return json.dumps(json.loads(definition, object_hook=once))
 
 
 @contextmanager
@@ -153,6 +177,18 @@ def frozen(cloud: Cloud, role: str, log_before: str) -> Iterator[int]:
     finally:
         if Path(f"/proc/{pid}").exists():
             os.kill(pid, signal.SIGCONT)
+
+
+@contextmanager
+def machine_redefined(cloud: Cloud, change: Callable[[str], str]) -> Iterator[None]:
+    """Executions that start meanwhile are of another definition."""
+    states, machine = client(cloud, "stepfunctions"), cloud.outputs["StateMachineArn"]
+    usual = states.describe_state_machine(stateMachineArn=machine)["definition"]
+    states.update_state_machine(stateMachineArn=machine, definition=change(usual))
+    try:
+        yield
+    finally:
+        states.update_state_machine(stateMachineArn=machine, definition=usual)
 
 
 @contextmanager
@@ -177,11 +213,10 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
         **{name: usual[name] for name in kept if name in usual},
         containerDefinitions=[{**container, **changes}],
     )["taskDefinition"]["taskDefinitionArn"]
-    states.update_state_machine(
-        stateMachineArn=machine, definition=definition.replace(usual["taskDefinitionArn"], other)
-    )
     try:
-        yield
+        with machine_redefined(
+            cloud, lambda usual_machine: usual_machine.replace(usual["taskDefinitionArn"], other)
+        ):
+            yield
     finally:
-        states.update_state_machine(stateMachineArn=machine, definition=definition)
         ecs.deregister_task_definition(taskDefinition=other)

@@ -28,6 +28,7 @@ from tests.e2e.machine import (
     client,
     definitions_of,
     ended_tasks,
+    errors_of,
     left_of,
     published,
     running_tasks,
@@ -37,6 +38,7 @@ from tests.e2e.machine import (
     until,
 )
 from tests.e2e.provocations import (
+    TIMED_OUT,
     Gate,
     frozen,
     function_name,
@@ -49,6 +51,8 @@ from tests.e2e.provocations import (
 ONE: dict[str, Any] = {"experiments": [{"name": "one", "mode": "sync", "workers": 1}]}
 SHORT = {**ONE, "training": {**QUICK, "epochs": 1}}
 ENDLESS = {**ONE, "training": {**QUICK, "epochs": 100}, "compute": LONG}
+STATES = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report", "conclude_study")
+"""Functions that the state machine calls."""
 TIMEOUT_SECONDS = 30
 """The shortest that a study may ask for."""
 
@@ -56,7 +60,7 @@ TIMEOUT_SECONDS = 30
 @pytest.fixture(scope="module")
 def gates(cloud: Cloud) -> Iterator[dict[str, Gate]]:
     """Function → what it reaches the table through, in all tests of this file."""
-    folders = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report", "conclude_study")
+    folders = [*STATES, "sweep_tasks"]
     with ExitStack() as all_of_them:
         yield {folder: all_of_them.enter_context(gated(cloud, folder)) for folder in folders}
 
@@ -232,9 +236,7 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
         assert left_of(cloud, arn) == []
 
 
-@pytest.mark.parametrize(
-    "function", ["judge_experiment", "reconcile_metrics", "publish_report", "conclude_study"]
-)
+@pytest.mark.parametrize("function", STATES[1:])
 def test_stopped_in_its_last_states(
     cloud: Cloud, study: str, start: Callable[..., str], gates: dict[str, Gate], function: str
 ) -> None:
@@ -281,23 +283,175 @@ def test_token_that_expires_before_the_server_answers(
     )
 
 
+@pytest.fixture
+def alone(timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
+    """No study but the test's own needs a function that has no time."""
+    ended(timing_out, patience_seconds=90)
+
+
+@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("killed", [False, True], ids=["trained-well", "worker-killed"])
-def test_function_out_of_time_costs_no_verdict(
-    cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]], *, killed: bool
+def test_judging_out_of_time_costs_no_verdict(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+    *,
+    killed: bool,
 ) -> None:
     """JudgeExperiment never comes to an end: what it would have said, ReconcileMetrics does."""
-    with out_of_time(cloud, "judge_experiment"):
+    with out_of_time(cloud, "judge_experiment", gates["judge_experiment"], study):
         arn = start(ENDLESS if killed else SHORT)
         if killed:
             tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
             os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
         described = ended(arn, patience_seconds=120)
+    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     if killed:
         assert_failed(cloud, described, "worker 0 was killed (exit code 137")
         return
     assert described["status"] == "SUCCEEDED", cause_of(described)
     assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
     assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
+
+
+@pytest.mark.usefixtures("alone")
+def test_planning_out_of_time(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+) -> None:
+    """Nothing was started, and nothing written."""
+    with out_of_time(cloud, "plan_study", gates["plan_study"], study):
+        arn = start(SHORT)
+        described = ended(arn, patience_seconds=60)
+    assert (described["status"], errors_of(cloud, arn)) == ("FAILED", [TIMED_OUT])
+    assert cause_of(described).startswith(f"the study could not be planned: {TIMED_OUT}: ")
+    assert (status_of(cloud, arn), rows_of(cloud, arn)) == (None, [])
+    assert (left_of(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
+
+
+@pytest.mark.usefixtures("alone")
+def test_reconciling_out_of_time(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+) -> None:
+    """The verdicts stand; that records may be missing is a warning of the report."""
+    with out_of_time(cloud, "reconcile_metrics", gates["reconcile_metrics"], study):
+        arn = start(SHORT)
+        described = ended(arn, patience_seconds=60)
+    assert described["status"] == "SUCCEEDED", cause_of(described)
+    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
+    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
+    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
+    (warning,) = json.loads(published(cloud, arn, "study.json") or "")["warnings"]
+    assert (
+        warning
+        == f"records may be missing: ReconcileMetrics failed: {TIMED_OUT}: Task timed out after 1.00 seconds"
+    )
+    assert warning in (published(cloud, arn, "report.html") or "")
+
+
+@pytest.mark.usefixtures("alone")
+def test_publishing_out_of_time(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+) -> None:
+    """A study without a report has failed, whatever its experiments did."""
+    with out_of_time(cloud, "publish_report", gates["publish_report"], study):
+        arn = start(SHORT)
+        described = ended(arn, patience_seconds=60)
+    assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
+    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
+    assert cause_of(described).startswith(f"the report could not be published: {TIMED_OUT}: ")
+    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
+    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.FAILED, [])
+
+
+@pytest.mark.usefixtures("alone")
+def test_concluding_out_of_time(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+) -> None:
+    """Nobody has written how the study ended: clean-up does, and why."""
+    with out_of_time(cloud, "conclude_study", gates["conclude_study"], study):
+        arn = start(SHORT)
+        described = ended(arn, patience_seconds=60)
+    assert (described["status"], described["error"]) == ("FAILED", TIMED_OUT)
+    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
+    until(lambda: status_of(cloud, arn) in TERMINAL, 60, "clean-up")
+    row, told = (
+        table_of(cloud).study(study_of(arn)),
+        f"the execution of the study has ended: FAILED ({TIMED_OUT}: ",
+    )
+    assert row is not None
+    assert (row.status, row.cause.startswith(told)) == (Status.ABORTED, True), row.cause
+    assert [(each.status, each.cause) for each in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
+    assert left_of(cloud, arn) == []
+    until(lambda: told in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
+
+
+@pytest.mark.usefixtures("alone")
+def test_judging_and_reconciling_out_of_time(
+    cloud: Cloud,
+    study: str,
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    gates: dict[str, Gate],
+) -> None:
+    """Nobody has ended the server: the study fails without a verdict, and gets one once clean-up has done it."""
+    with (
+        out_of_time(cloud, "judge_experiment", gates["judge_experiment"], study),
+        out_of_time(cloud, "reconcile_metrics", gates["reconcile_metrics"], study),
+    ):
+        arn = start(ENDLESS)
+        tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
+        server, worker = (
+            next(task.pid for task in tasks if task.role == role) for role in ("server", "worker")
+        )
+        # It outlives its worker, until clean-up has it killed
+        os.kill(server, signal.SIGSTOP)
+        os.kill(worker, signal.SIGKILL)
+        described = ended(arn, patience_seconds=60)
+    assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
+    assert errors_of(cloud, arn).count(TIMED_OUT) == 4
+    said = "1 of 1 experiments have not ended: one"
+    assert cause_of(described).startswith(said)
+    until(lambda: status_of(cloud, arn) in TERMINAL, 60, "clean-up")
+    # The status is written after clean-up
+    assert left_of(cloud, arn) == []
+    assert {status_of(cloud, arn), *(row.status for row in rows_of(cloud, arn))} == {Status.ABORTED}
+    assert all(f"FAILED (StudyFailed: {said}" in row.cause for row in rows_of(cloud, arn))
+    until(lambda: said in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
+
+
+@pytest.mark.usefixtures("alone")
+def test_cleaning_up_out_of_time(
+    cloud: Cloud, study: str, start: Callable[..., str], gates: dict[str, Gate]
+) -> None:
+    """What it had no time for, the next call does."""
+    functions = client(cloud, "lambda")
+    arn = start(ENDLESS)
+    until(lambda: trains(cloud, arn), 30, "it trains")
+    with out_of_time(cloud, "sweep_tasks", gates["sweep_tasks"], study):
+        stop(cloud, arn, "before a call without time")
+        answer = functions.invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
+        assert json.loads(answer["Payload"].read())["errorType"] == TIMED_OUT
+        assert (status_of(cloud, arn), len(running_tasks(cloud, arn))) == (Status.RUNNING, 2)
+    assert swept(cloud)
+    assert_aborted(cloud, arn, "before a call without time")
 
 
 @pytest.fixture
@@ -369,7 +523,7 @@ def test_deleted_stack(cloud: Cloud, second: Cloud, study: str) -> None:
 
 
 def test_timed_out(cloud: Cloud, timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
-    """The last test of this file: until here it has trained beside all the others."""
+    """It has trained beside the other tests of this file."""
     described = ended(timing_out, patience_seconds=90)
     said = f"training did not end within EXPERIMENT_TIMEOUT_SECONDS={TIMEOUT_SECONDS}"
     page = assert_failed(cloud, described, f"server failed: {said}")

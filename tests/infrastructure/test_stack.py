@@ -165,6 +165,15 @@ def test_records_are_awaited_for_as_long_as_a_subscription_may_take(assembly: As
     assert float(embedded) <= 10
 
 
+@pytest.mark.parametrize("name", ["judge_experiment", "reconcile_metrics", "sweep_tasks", "stop_studies"])
+def test_what_ends_tasks_looks_twice_and_has_time_to(assembly: Assembly, name: str) -> None:
+    """The emulator lists a task at once: there, waiting for it would hold up every experiment that fails."""
+    properties = assembly.functions()[name]
+    on_aws, embedded = properties["Environment"]["Variables"]["QUIET_SECONDS"]["Fn::If"][1:]
+    assert 10 <= float(on_aws) < properties["Timeout"] / 10
+    assert 0 < float(embedded) <= 1
+
+
 def test_planning_asks_for_quotas_on_aws_and_has_a_fixed_one_elsewhere(assembly: Assembly) -> None:
     variables = assembly.functions()["plan_study"]["Environment"]["Variables"]
     assert variables["VCPU_QUOTA"] == {"Fn::If": ["OnAws", "", "128"]}

@@ -432,6 +432,15 @@ def test_an_error_that_stays_is_tried_so_many_times_and_then_caught(
     assert len(service.calls) == attempts
 
 
+def test_that_records_were_not_reconciled_is_told_to_the_report(service: Service) -> None:
+    service.answers = [error(A_BUG, "why")]
+    output, _ = run("ReconcileMetrics", {"unjudged": []})
+    service.answers = [TASKS["PublishReport"].result]
+    for given, told in ((output, {"Error": A_BUG, "Cause": "why"}), (TASKS["ReconcileMetrics"].output, None)):
+        run("PublishReport", given)
+        assert service.calls[-1]["Payload"]["unreconciled"] == told
+
+
 @pytest.mark.parametrize(("name", "given", "different", "following"), CHOICES)
 def test_a_choice_leads_where_it_should(name: str, given: Json, different: Json, following: str) -> None:
     assert run(name, given, **different) == (given, following)

@@ -53,6 +53,7 @@ def aws(monkeypatch: pytest.MonkeyPatch, session: boto3.Session) -> Iterator[bot
     monkeypatch.setenv("DATASETS_LOCATION", f"s3://{BUCKET}/datasets")
     monkeypatch.setenv("LOG_GROUP_NAME", LOG_GROUP)
     monkeypatch.setenv("PATIENCE_SECONDS", "180")
+    monkeypatch.setenv("QUIET_SECONDS", "0")
     monkeypatch.setenv("EMBEDDED_CLOUD", "false")
     monkeypatch.setenv("VCPU_QUOTA", "64")
     monkeypatch.setenv("PRICES", "")

@@ -1,4 +1,4 @@
-"""Watching a study: little is read, a passing failure is no end, and a cause is readable."""
+"""Watching a study: little is read, and a passing failure is no end."""
 
 from collections import Counter
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError, EndpointConnectionError
 
 from cli.deployment import Deployment
-from cli.study import Ended, Execution, left_running, patiently, readable, start, watch
+from cli.study import Ended, Execution, left_running, patiently, start, watch
 from contract.metrics import ServerInterval
 from contract.plan import plan
 from contract.study import parse_study
@@ -118,20 +118,6 @@ def test_an_error_of_ours_is_told_at_once() -> None:
     with pytest.raises(KeyError):
         patiently(call, [0])
     assert call() == "seen"
-
-
-@pytest.mark.parametrize(
-    ("cause", "told"),
-    [
-        ("study refused: 1 problem", "study refused: 1 problem"),
-        ('{"errorMessage": "1 of 2 failed", "errorType": "StudyFailed", "stackTrace": []}', "1 of 2 failed"),
-        ('{"Containers": []}', '{"Containers": []}'),
-        ("7", "7"),
-        ("", ""),
-    ],
-)
-def test_of_a_functions_error_the_message_is_told(cause: str, told: str) -> None:
-    assert readable(cause) == told
 
 
 @pytest.mark.parametrize(

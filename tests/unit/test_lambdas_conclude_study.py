@@ -82,6 +82,20 @@ def test_a_failed_study_fails_the_function_with_its_cause(
     assert len(str(failed.value)) == CAUSE_CHARACTERS
 
 
+@pytest.mark.parametrize("published", ["COMPLETED", "FAILED"])
+def test_a_study_with_an_experiment_that_has_not_ended_fails_and_is_left_to_clean_up(
+    table: ExperimentTable, context: LambdaContext, published: str
+) -> None:
+    """A terminal status would say that nothing of it runs."""
+    planned = plan(parse_study(DOCUMENT), "study-1")
+    table.put_plan("study-1", DOCUMENT, planned, EXECUTION)
+    table.settle(planned[0], Verdict(Status.COMPLETED))
+    for _ in range(2):
+        with pytest.raises(StudyFailed, match=r"^1 of 2 experiments have not ended: async_2workers"):
+            call(context, published, "1 of 2 experiments failed" if published == "FAILED" else "")
+        assert status(table) is Status.RUNNING
+
+
 def test_run_again_what_failed_is_planned_as_new_and_the_rest_stays(
     table: ExperimentTable, experiments: list[Experiment], context: LambdaContext
 ) -> None:
@@ -101,6 +115,7 @@ def test_run_again_what_failed_is_planned_as_new_and_the_rest_stays(
         assert (table.experiment("study-1", done.name), table.records("study-1", done.name)) == kept
         assert status(table) is Status.RUNNING
     # And the study can end once more
+    table.settle(failed, Verdict(Status.COMPLETED))
     assert call(context, "COMPLETED") == {"again": False}
     assert status(table) is Status.COMPLETED
 

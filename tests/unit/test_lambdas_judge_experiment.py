@@ -71,6 +71,35 @@ def test_when_one_was_killed_the_others_are_stopped_and_the_row_names_it(
     assert ecs.running() == ["study-1/sync_1worker/server/0"]
 
 
+@pytest.mark.parametrize("error", [{"Error": "ServerLost", "Cause": "{…}"}, None])
+def test_a_worker_that_was_starting_when_the_server_was_lost_does_not_outlive_the_verdict(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    experiment: Experiment,
+    context: LambdaContext,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    error: dict[str, str] | None,
+) -> None:
+    """Its RunTask was under way, and ECS shows it late. What ended by itself is not waited for."""
+    group, pauses = experiment.task_group, list[float]()
+    ecs.add(ended(group, "server", exit_code=137), ended(group, "worker", 0))
+    late = FakeTask(group, "worker", 1)
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if late not in ecs.tasks:
+            ecs.add(late)
+        assert table.experiment("study-1", experiment.name).status is Status.PLANNED
+
+    monkeypatch.setattr("lambdas.tasks.time.sleep", begin)
+    monkeypatch.setenv("QUIET_SECONDS", "10")
+    assert call(context, error)["status"] == "FAILED"
+    assert pauses == ([10, 10] if error else [])
+    assert ecs.running() == []
+    assert len(table.experiment("study-1", experiment.name).tasks) == (3 if error else 2)
+
+
 def test_what_was_never_started_is_told_by_the_state_machines_error(
     table: ExperimentTable, ecs: FakeEcs, experiment: Experiment, context: LambdaContext
 ) -> None:

@@ -105,6 +105,42 @@ def test_a_completed_study_is_published_with_its_report_last(
     assert status(table) is Status.RUNNING  # which ConcludeStudy changes, when all is done
 
 
+def test_that_records_were_not_reconciled_is_a_warning(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    plan_only(table)
+    cause = '{"errorMessage": "Task timed out after 600.00 seconds", "errorType": "Sandbox.Timedout"}'
+    for error, warnings in (
+        (
+            {"Error": "Sandbox.Timedout", "Cause": cause},
+            [
+                "records may be missing: ReconcileMetrics failed: Sandbox.Timedout:"
+                " Task timed out after 600.00 seconds"
+            ],
+        ),
+        (None, []),
+    ):
+        handler({"study_id": "study-1", "unreconciled": error}, context)
+        document = json.loads(bucket.Object(f"{PREFIX}{STUDY_JSON}").get()["Body"].read())
+        assert document["warnings"] == warnings
+
+
+def test_an_experiment_without_a_verdict_is_beyond_what_a_study_tolerates(
+    table: ExperimentTable, bucket: Any, context: LambdaContext
+) -> None:
+    """Its tasks may run: that is no failure that anybody asked to tolerate."""
+    document = {"matrix": {"workers": [2]}, "tolerated_failures": 1}
+    experiments = plan(parse_study(document), "study-1")
+    table.put_plan("study-1", document, experiments, EXECUTION)
+    table.settle(experiments[0], Verdict(Status.COMPLETED))
+    table.explain(experiments[1], "its tasks could not be ended: WaiterError")
+    published = call(context)
+    assert published["status"] == "FAILED"
+    assert "its tasks could not be ended: WaiterError" in published["cause"]
+    page = bucket.Object(f"{PREFIX}{REPORT}").get()["Body"].read().decode()
+    assert "its tasks could not be ended: WaiterError" in page
+
+
 def test_a_study_with_a_failed_experiment_is_published_and_failed(
     table: ExperimentTable, bucket: Any, context: LambdaContext
 ) -> None:

@@ -354,21 +354,57 @@ def test_an_experiment_that_lacks_nothing_but_a_verdict_gets_it(
 
 
 @pytest.mark.usefixtures("streams")
-def test_an_experiment_that_cannot_be_ended_gets_a_verdict_all_the_same(
+def test_an_experiment_that_cannot_be_ended_gets_no_verdict_and_says_why(
     table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
 ) -> None:
-    """Its row is what the sweeper goes by to stop what it left running."""
+    """A terminal status would say that nothing runs; the sweep of the execution's end writes one."""
     two, one = experiments
     judge_well(table, one)
+    table.put_records(records_of(one))
     begin(table, two)
     ecs.add(FakeTask(two.task_group, "server"))
     ecs.refusals[f"{two.task_group}/server/0"] = "AccessDeniedException"
-    call(context, [{"name": two.name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}])
+    unjudged = [{"name": two.name, "error": {"Error": "Lambda.Unknown", "Cause": "timed out"}}]
+    call(context, unjudged)
     row = table.experiment("study-1", two.name)
-    assert (row.status, row.cause) == (
-        Status.FAILED,
-        "NotJudged: JudgeExperiment could not tell how its tasks ended: Lambda.Unknown: timed out",
-    )
+    assert row.status is Status.RUNNING
+    assert row.cause.startswith("its tasks could not be ended: ExceptionGroup: 1 tasks could not be stopped")
+    assert "AccessDeniedException" in row.cause
+    assert row.cause.endswith("; before that, JudgeExperiment failed: Lambda.Unknown: timed out")
+    assert table.experiment("study-1", one.name).status is Status.COMPLETED
+    # And a retried call that can gives it
+    ecs.refusals.clear()
+    call(context, unjudged)
+    row = table.experiment("study-1", two.name)
+    assert (row.status, ecs.running()) == (Status.FAILED, [])
+    assert row.cause.startswith("NotJudged: JudgeExperiment could not tell how its tasks ended")
+
+
+@pytest.mark.usefixtures("streams")
+def test_experiments_that_nobody_judged_are_ended_together(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The Map itself failed: of each of them a task may be starting. The looks at all are the looks at one."""
+    late, pauses = FakeTask(experiments[1].task_group, "worker", 0), list[float]()
+    for experiment in experiments:
+        begin(table, experiment)
+        ecs.add(FakeTask(experiment.task_group, "server"))
+
+    def start(seconds: float) -> None:
+        pauses.append(seconds)
+        if late not in ecs.tasks:
+            ecs.add(late)
+
+    monkeypatch.setenv("QUIET_SECONDS", "10")
+    monkeypatch.setattr("lambdas.tasks.time.sleep", start)
+    call(context)
+    rows = table.experiments("study-1")
+    assert (ecs.running(), pauses) == ([], [10, 10])
+    assert [(row.status, len(row.tasks)) for row in rows] == [(Status.FAILED, 1), (Status.FAILED, 2)]
 
 
 def test_lines_that_were_on_their_way_when_it_was_judged_are_added(

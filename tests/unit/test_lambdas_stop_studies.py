@@ -68,6 +68,9 @@ def cloudformation() -> Iterator[CloudFormation]:
 
 @pytest.fixture
 def machine(aws: boto3.Session, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Of a deployment whose clock stands still while nothing is to be seen."""
+    monkeypatch.setenv("QUIET_SECONDS", "10")
+    monkeypatch.setattr("lambdas.tasks.time.sleep", lambda _: None)
     definition = {"StartAt": "Wait", "States": {"Wait": {"Type": "Wait", "Seconds": 60, "End": True}}}
     arn: str = aws.client("stepfunctions").create_state_machine(
         name="lockstep", definition=json.dumps(definition), roleArn="arn:aws:iam::123456789012:role/lockstep"
@@ -129,7 +132,7 @@ def test_a_task_that_an_experiment_was_about_to_start_is_found_by_a_second_look(
         if late not in ecs.tasks:
             ecs.add(late)
 
-    monkeypatch.setattr("lambdas.stop_studies.stopping.time.sleep", begin)
+    monkeypatch.setattr("lambdas.tasks.time.sleep", begin)
     handler(cloudformation.request("Delete"), context)
     (answer,) = cloudformation.answers
     assert answer["Status"] == "SUCCESS"

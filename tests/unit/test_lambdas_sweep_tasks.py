@@ -213,6 +213,37 @@ def test_a_task_that_is_started_meanwhile_is_stopped_too(
     assert {task.label for task in table.experiments("stopped-1")[0].tasks} == {"server", "worker 0"}
 
 
+@pytest.mark.parametrize("long_over", [False, True])
+def test_an_execution_that_has_just_ended_is_looked_at_twice(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    long_over: bool,
+) -> None:
+    """ECS shows a task late whose RunTask was on its way; minutes later it shows them all."""
+    (sync, _) = executions.start("stopped-1")
+    late, pauses = FakeTask(sync.task_group, "server"), list[float]()
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if late not in ecs.tasks:
+            ecs.add(late)
+        assert statuses(table, "stopped-1")[1] is Status.STOPPING
+
+    monkeypatch.setenv("QUIET_SECONDS", "10")
+    monkeypatch.setattr("lambdas.tasks.time.sleep", begin)
+    event = executions.abort("stopped-1")
+    if long_over:
+        executions.grow_old("stopped-1")
+    assert call(event, context)["left"] == 0
+    assert pauses == ([] if long_over else [10, 10])
+    assert ecs.running() == []
+    assert statuses(table, "stopped-1") == [Status.ABORTED] * 3
+
+
 def test_what_there_is_no_time_for_is_left_to_the_next_call(
     table: ExperimentTable,
     ecs: FakeEcs,
@@ -468,6 +499,34 @@ def test_a_study_that_failed_with_unfinished_experiments_is_reported_again(
     assert statuses(table, "failed-1") == [Status.FAILED, Status.COMPLETED, Status.ABORTED]
     assert call(SCHEDULED, context) == {"stopped": 0, "left": 0}
     assert published == ["failed-1"]
+
+
+def test_an_experiment_that_reconciling_could_not_end_is_ended_once_its_study_has_failed(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+) -> None:
+    """ConcludeStudy failed for it, and left the study RUNNING: until clean-up has gone through, nothing has ended."""
+    (lost, done) = executions.start("failed-1")
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.explain(lost, "its tasks could not be ended: ExceptionGroup")
+    ecs.add(*tasks_of(lost))
+    stuck = f"{lost.task_group}/server/0"
+    ecs.refusals[stuck] = "AccessDeniedException"
+    said = "1 of 2 experiments have not ended: sync_2workers"
+    cause = json.dumps({"errorMessage": said, "errorType": "StudyFailed", "stackTrace": ["…"]})
+    event = executions.abort("failed-1", error="StudyFailed", cause=cause)
+    with pytest.raises(ExceptionGroup, match="not everything could be swept: 1 failed"):
+        call(event, context)
+    assert statuses(table, "failed-1") == [Status.RUNNING, Status.STOPPING, Status.COMPLETED]
+    assert (ecs.running(), published) == ([stuck], [])
+    ecs.refusals.clear()
+    assert call(SCHEDULED, context) == {"stopped": 1, "left": 0}
+    assert statuses(table, "failed-1") == [Status.ABORTED, Status.ABORTED, Status.COMPLETED]
+    assert table.experiments("failed-1")[0].cause == f"{ENDED}: ABORTED (StudyFailed: {said})"
+    assert (ecs.running(), published, table.open_studies()) == ([], ["failed-1"], [])
 
 
 def test_the_last_lines_of_what_failed_before_the_end_are_in_the_row(

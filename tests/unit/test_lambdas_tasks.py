@@ -160,3 +160,32 @@ def test_ending_looks_again_for_what_was_started_meanwhile(
     monkeypatch.setattr("botocore.waiter.time.sleep", begin)
     assert labels(tasks.end_group(GROUP, "it has ended")) == ["server", "worker 0"]
     assert ecs.running() == []
+
+
+@pytest.mark.parametrize("comes_late", [False, True])
+def test_where_one_may_be_starting_two_looks_apart_must_find_nothing(
+    ecs: FakeEcs, tasks: TaskList, monkeypatch: pytest.MonkeyPatch, *, comes_late: bool
+) -> None:
+    """A RunTask was under way when the others were given up, and ECS shows its task late."""
+    late, pauses = FakeTask(GROUP, "worker", 0), list[float]()
+
+    def begin(seconds: float) -> None:
+        pauses.append(seconds)
+        if comes_late and late not in ecs.tasks:
+            ecs.add(late)
+
+    monkeypatch.setattr("lambdas.tasks.time.sleep", begin)
+    ecs.add(FakeTask(GROUP, "server"))
+    found = labels(tasks.end_group(GROUP, "it has ended", quiet_seconds=5))
+    assert (found, pauses) == ((["server", "worker 0"], [5, 5]) if comes_late else (["server"], [5]))
+    assert ecs.running() == []
+
+
+def test_where_none_can_be_starting_one_look_is_enough(
+    ecs: FakeEcs, tasks: TaskList, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr("lambdas.tasks.time.sleep", pauses.append)
+    ecs.add(ended(GROUP, "server"), ended(GROUP, "worker", 0))
+    assert labels(tasks.end_group(GROUP, "it has ended")) == ["server", "worker 0"]
+    assert pauses == []
