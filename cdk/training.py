@@ -140,6 +140,7 @@ class Training(Construct):
         assert isinstance(resource, cdk.CfnResource)  # noqa: S101 - tells the type checker what CDK made
         # A revision that a deployment replaces stays: executions that began with it start tasks of it.
         resource.cfn_options.update_replace_policy = cdk.CfnDeletionPolicy.RETAIN
+        resource.cfn_options.deletion_policy = cdk.CfnDeletionPolicy.DELETE
         definition.add_volume(name="scratch")
         container = definition.add_container(
             role,

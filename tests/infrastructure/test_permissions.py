@@ -278,8 +278,7 @@ def test_the_state_machine_runs_and_passes_what_is_in_its_tasks_alone(assembly: 
 def test_a_task_definition_that_is_replaced_stays_for_those_who_began_with_it(assembly: Assembly) -> None:
     """And the last one goes with the stack."""
     for definition in assembly.resources("AWS::ECS::TaskDefinition").values():
-        assert definition["UpdateReplacePolicy"] == "Retain"
-        assert "DeletionPolicy" not in definition
+        assert (definition["UpdateReplacePolicy"], definition["DeletionPolicy"]) == ("Retain", "Delete")
 
 
 @pytest.fixture
