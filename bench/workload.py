@@ -55,7 +55,7 @@ WORKLOADS = {
         epochs=3,
         # With more, four images a worker would drive the last bits of a sum apart.
         learning_rate=0.002,
-        samples=256,
+        samples=128,
         rounds=2,
     ),
 }
