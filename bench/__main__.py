@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         if arguments.what == "report":
-            say_what_is_missing(write_report(read_results(RESULTS), ROOT / "docs"), console)
+            say_what_is_missing(write_report(read_results(RESULTS), ROOT), console)
             return 0
         return _measure(arguments, console)
     except RoundFailed as error:
