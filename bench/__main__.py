@@ -16,8 +16,8 @@ from typing import Any, NoReturn
 from rich.console import Console
 
 from bench import blocks, compression, epoch, instrumentation, memory, parts, push_pull
-from bench.case import SIZES, RoundFailed
-from bench.demands import NOT_MEASURED, Demand
+from bench.case import SIZES, WORKERS, RoundFailed
+from bench.demands import NOT_MEASURED, UNDECIDED, Demand
 from bench.registry import SYSTEMS
 from bench.report import file_name, read_results, write_report
 from bench.workload import WORKLOADS
@@ -56,7 +56,7 @@ def main(argv: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, _stop)
     try:
         if arguments.what == "report":
-            say_what_is_missing(write_report(read_results(RESULTS), ROOT / "docs"), console)
+            say_what_is_missing(write_report(read_results(RESULTS), ROOT), console)
             return 0
         return _measure(arguments, console)
     except RoundFailed as error:
@@ -96,10 +96,10 @@ def _complete(arguments: argparse.Namespace, budget: _Budget) -> None:
     arguments.only = arguments.only or list(SYSTEMS)
     arguments.workloads = arguments.workloads or (["digits-cnn", "cifar-cnn"] if quick else list(WORKLOADS))
     if arguments.what == "memory":
-        arguments.sizes = arguments.sizes or (["1M"] if quick else ["1M", "11.2M"])
-        arguments.workers = arguments.workers or ([4] if quick else [16])
+        arguments.sizes = arguments.sizes or (["1M"] if quick else list(memory.SIZES_MEASURED))
+        arguments.workers = arguments.workers or ([4] if quick else [memory.WORKERS])
     arguments.sizes = arguments.sizes or list(SIZES)
-    arguments.workers = arguments.workers or ([1, 4] if quick else [1, 4, 16])
+    arguments.workers = arguments.workers or ([1, 4] if quick else list(WORKERS))
     arguments.rounds = arguments.rounds or budget.rounds
     arguments.seconds = arguments.seconds or budget.seconds
     arguments.minutes = arguments.minutes or budget.minutes
@@ -140,9 +140,16 @@ def _measure(arguments: argparse.Namespace, console: Console) -> int:
 def say_what_is_missing(demands: Sequence[Demand], console: Console) -> None:
     """Loudly, and no more than that: a demand that is not met is a finding, not a failure of the report."""
     for demand in demands:
-        if demand.met is False or demand.measured == NOT_MEASURED:
-            console.print("NOT MET" if demand.met is False else "NOT MEASURED", style="bold red", end=" ")
-            console.print(f"{demand.what}: {demand.demanded}; {demand.measured}", markup=False)
+        if demand.met is False:
+            verdict = "NOT MET"
+        elif demand.measured == NOT_MEASURED:
+            verdict = NOT_MEASURED.upper()
+        elif demand.undecided:
+            verdict = UNDECIDED.upper()
+        else:
+            continue
+        console.print(verdict, style="bold red", end=" ")
+        console.print(f"{demand.what}: {demand.demanded}; {demand.measured}", markup=False)
 
 
 def _write(path: Path, found: dict[str, Any], console: Console) -> None:

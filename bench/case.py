@@ -10,6 +10,9 @@ from pathlib import Path
 SIZES = {"62k": 62_006, "1M": 1_000_000, "11.2M": 11_173_962}
 """Parameters of a small CNN, of a middling one, and of resnet18 with a stem for small images."""
 
+WORKERS = (1, 4, 16)
+"""Numbers of them that everything is measured with."""
+
 LEARNING_RATE = 2.0**-10
 """A power of two: with gradients of ones, fp32 parameters say exactly how many of them were applied."""
 

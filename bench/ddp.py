@@ -47,7 +47,7 @@ def train(pipe: "Connection[Any, Any]", workload: Workload, rank: int, rendezvou
         for indices in sharding.batches(rank, epoch):
             loss += _step(model, optimizer, data.train, indices)
             steps += 1
-        epochs.append(Epoch(time.monotonic() - began, loss / steps))
+        epochs.append(Epoch(time.monotonic() - began, loss / steps, steps))
         # Lockstep's workers test between epochs, beside the clock: who comes late to the next one waits on it.
         _test(model, data.test, share)
     pipe.send(epochs)

@@ -1,15 +1,24 @@
 """What the benchmarks must show: every demand, what was measured, and whether that is enough.
 
-Pure: results → demands. Only the thresholds stand here; everything beside them is computed.
+Pure: results → demands. Only the thresholds stand here; everything beside them is computed. What is demanded is what
+the bench measures in full: a part of it that the results lack is said to be missing, and never met.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final
 
-from bench.case import SIZES
-from bench.peers import SHARED, TCP, TLS, Rows, peers_tables, ratios_to_peers
+from bench import instrumentation, memory
+from bench.case import SIZES, WORKERS
+from bench.compression import MBIT_PER_SECOND, SETTINGS
+from bench.epoch import LOCKSTEP
+from bench.peers import OURS, RAW, SHARED, TCP, TLS, Rows, peers_tables, ratios_to_peers
+from bench.registry import SYSTEMS
 from bench.tables import bytes_text, label_of, size_name, table, training_of, workers_text
+from bench.workload import WORKLOADS
+from contract.model_sizes import size_of
+from runtime.blocks import blocks_of
 
 Results = Mapping[str, Mapping[str, Any]]
 """What was measured, as the command line calls it → the file of it."""
@@ -36,6 +45,7 @@ MOST_POINTS: Final = 1.0
 """Of accuracy that it may cost."""
 
 NOT_MEASURED: Final = "not measured"
+UNDECIDED: Final = "undecided"
 
 
 @dataclass(frozen=True)
@@ -46,12 +56,14 @@ class Demand:
     demanded: str
     measured: str
     met: bool | None
-    """None: not measured, or there is no threshold."""
+    """None: not measured, there is no threshold, or what was measured does not tell."""
+    undecided: bool = False
+    """What was measured does not tell."""
 
     @property
     def verdict(self) -> str:
         """In a word."""
-        return {True: "yes", False: "**no**", None: "–"}[self.met]
+        return {True: "yes", False: "**no**", None: UNDECIDED if self.undecided else "–"}[self.met]
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,8 @@ class Race:
     strictly: bool = False
     """More than that."""
 
+
+PEERS: Final = tuple(system.label for system in SYSTEMS.values() if system.label not in {*OURS, RAW})
 
 RACES: Final = (
     Race(TCP, RPC_TCP, "11.2M", 1.2),
@@ -131,12 +145,9 @@ def _ahead_of_all(rows: Rows) -> Iterator[Demand]:
         ahead = sum(ratio > 1 for ratio in ratios.values())
         (peer, parameters, workers), least = min(ratios.items(), key=lambda item: item[1])
         where = f"{peer}, {size_name(parameters)}, {workers_text(workers)}"
-        yield Demand(
-            what,
-            demanded,
-            f"{ahead} of {len(ratios)}; least {least:.2f} × ({where})",
-            ahead == len(ratios),
-        )
+        measured = f"{ahead} of {len(ratios)}; least {least:.2f} × ({where})"
+        missing = set(product(PEERS, SIZES.values(), WORKERS)) - ratios.keys()
+        yield _as_far_as_known(Demand(what, demanded, measured, ahead == len(ratios)), len(missing))
 
 
 def _of_the_limit(rows: Rows) -> Iterator[Demand]:
@@ -152,43 +163,69 @@ def _of_the_limit(rows: Rows) -> Iterator[Demand]:
 
 def _epochs(rows: Rows) -> Iterator[Demand]:
     demanded = f"≤ {LONGEST_EPOCH:g} × DDP"
-    if not rows:
-        yield _not_measured("sync training, time per epoch", demanded)
-    for row in rows:
-        if row["system"].startswith("Lockstep"):
+    found = {(row["workload"], row["system"]): row for row in rows}
+    for (name, workload), system in product(WORKLOADS.items(), LOCKSTEP):
+        parameters = size_of(workload.dataset, workload.model).parameters
+        what = (
+            f"{system}, {name}, {parameters:,} parameters in {_blocks(parameters)},"
+            f" {workers_text(workload.workers)}, time per epoch"
+        )
+        row = found.get((name, system))
+        if row is None:
+            yield _not_measured(what, demanded)
+        else:
             ratio = row["ratio_to_ddp"]
-            yield Demand(
-                f"{row['system']}, {row['workload']}, {row['parameters']:,} parameters,"
-                f" {workers_text(row['workers'])}, time per epoch",
-                demanded,
-                f"{ratio:.2f} ×",
-                ratio <= LONGEST_EPOCH,
-            )
+            yield Demand(what, demanded, f"{ratio:.2f} ×", ratio <= LONGEST_EPOCH)
+
+
+def _blocks(parameters: int) -> str:
+    count = len(blocks_of(parameters))
+    return f"{count} block{'s' * (count > 1)}"
 
 
 def _instrumentation(rows: Rows) -> Iterator[Demand]:
-    """Added up, and in pairs of laps: there it is too dear where the interval has nothing but more."""
+    """Added up, and in pairs of laps, which show nothing while they differ by more than what is asked for."""
     demanded = f"< {DEAREST_INSTRUMENTATION:.0%} of a step"
     what = "instrumentation, {}".format
+    found = {(row["workload"], row["parameters"], row["transport"]) for row in rows}
+    missing = [lap for lap in instrumentation.MEASURED if lap not in found]
+    for workload, parameters, transport in missing:
+        yield _not_measured(what(f"{workload}, {size_name(parameters)}, {transport}"), demanded)
     if not rows:
-        yield from (_not_measured(what(how), demanded) for how in ("added up", "with against without"))
         return
     dearest = max(rows, key=lambda row: row["cost_share"])
-    yield Demand(
+    added_up = Demand(
         what("added up"),
         demanded,
         f"at most {dearest['cost_share']:.2%} ({_lap(dearest)})",
         dearest["cost_share"] < DEAREST_INSTRUMENTATION,
     )
-    too_dear = [row for row in rows if row["off_over_on_interval"][0] > 1 + DEAREST_INSTRUMENTATION]
+    for demand in (added_up, _with_against_without(what("with against without"), demanded, rows)):
+        yield _as_far_as_known(demand, len(missing))
+
+
+def _with_against_without(what: str, demanded: str, rows: Rows) -> Demand:
+    """Met where no interval is wider than the threshold or reaches beyond it; not where one has nothing but more."""
+    most = 1 + DEAREST_INSTRUMENTATION
     medians = [row["off_over_on"] - 1 for row in rows]
     measured = f"medians {min(medians):+.1%} to {max(medians):+.1%}"
-    for row in too_dear:
+    too_dear = [row for row in rows if row["off_over_on_interval"][0] > most]
+    widest = max(rows, key=_width)
+    for row in too_dear or [widest]:
         lower, upper = (end - 1 for end in row["off_over_on_interval"])
-        measured += f"; {lower:.1%} to {upper:.1%} in 95 % ({_lap(row)})"
-    yield Demand(
-        what("with against without"), f"{demanded}, at the interval's lower end", measured, not too_dear
+        measured += f"; {lower:+.1%} to {upper:+.1%} in 95 % ({_lap(row)})"
+    if too_dear:
+        return Demand(what, demanded, measured, False)
+    told = _width(widest) <= DEAREST_INSTRUMENTATION and all(
+        row["off_over_on_interval"][1] <= most for row in rows
     )
+    return Demand(what, demanded, measured, True if told else None, undecided=not told)
+
+
+def _width(row: Mapping[str, Any]) -> float:
+    lower, upper = row["off_over_on_interval"]
+    width: float = upper - lower
+    return width
 
 
 def _lap(row: Mapping[str, Any]) -> str:
@@ -196,30 +233,37 @@ def _lap(row: Mapping[str, Any]) -> str:
 
 
 def _memory(rows: Rows) -> Iterator[Demand]:
-    """Of the largest model; the server's own memory is `private`: what it maps beside that are the workers' pages."""
-    demanded = f"≤ {MOST_MODELS:g} models"
-    large = [row for row in rows if row["parameters"] == SIZES["11.2M"]]
-    size = bytes_text(4 * SIZES["11.2M"])
+    """Thresholds are on the largest model.
+
+    The server's own memory is `private`: what it maps beside that are the workers' pages.
+    """
     queued = f"≤ {MOST_GROWTH:g} × the memory with more steps"
+    found = {(_way(row), row["parameters"], row["workers"]): row for row in rows}
+    large = []
+    for size, mode, (transport, codec) in product(memory.SIZES_MEASURED, memory.MODES, memory.WAYS):
+        parameters, workers = SIZES[size], memory.WORKERS
+        way = _way({"mode": mode, "transport": transport, "compression": codec})
+        what = f"server's own memory, {workers_text(workers)} × {bytes_text(4 * parameters)}, {way}"
+        is_largest = size == memory.SIZES_MEASURED[-1]
+        demanded = f"≤ {MOST_MODELS:g} models" if is_largest else "no threshold"
+        row = found.get((way, parameters, workers))
+        if row is None:
+            yield _not_measured(what, demanded)
+            continue
+        most = max(row["private"], row["longer_private"])
+        yield Demand(what, demanded, f"{most:.1f} models", most <= MOST_MODELS if is_largest else None)
+        large += [row] * is_largest
     if not large:
-        yield _not_measured(f"server's own memory, {size}", demanded)
         yield _not_measured("no queue without a bound", queued)
         return
-    for row in large:
-        most = max(row["private"], row["longer_private"])
-        yield Demand(
-            f"server's own memory, {workers_text(row['workers'])} × {size}, {_way(row)}",
-            demanded,
-            f"{most:.1f} models",
-            most <= MOST_MODELS,
-        )
     worst = max(large, key=_grown)
-    yield Demand(
+    grown = Demand(
         "no queue without a bound",
         queued,
         f"{_grown(worst):.2f} × with {worst['longer_steps'] // worst['steps']} times the steps ({_way(worst)})",
         _grown(worst) <= MOST_GROWTH,
     )
+    yield _as_far_as_known(grown, len(memory.MODES) * len(memory.WAYS) - len(large))
 
 
 def _grown(row: Mapping[str, Any]) -> float:
@@ -235,18 +279,17 @@ def _way(row: Mapping[str, Any]) -> str:
 def _compression(rows: Rows) -> Iterator[Demand]:
     """Of each training the codecs that do both; where none does, the one that makes the epoch shortest."""
     demanded = f"≥ {SHORTER:g} × shorter, within {MOST_POINTS:g} point"
-    if not rows:
-        yield _not_measured("compression over a slow link", demanded)
-    for training in dict.fromkeys(map(training_of, rows)):
-        own = [row for row in rows if training_of(row) == training and row["compression"] != "none"]
-        enough = [row for row in own if _does(row)]
-        shown = enough or [max(own, key=lambda row: row["times_shorter"])]
-        yield Demand(
-            f"compression, {own[0]['mbit_per_second']:g} Mbit/s, {training}",
-            demanded,
-            "; ".join(_codec(row) for row in shown),
-            bool(enough),
-        )
+    for setting in SETTINGS:
+        what = f"compression, {MBIT_PER_SECOND:g} Mbit/s, {setting}"
+        own = {row["compression"]: row for row in rows if training_of(row) == str(setting)}
+        if missing := [codec for codec in setting.codecs if codec not in own]:
+            yield _not_measured(f"{what}: {', '.join(missing)}", demanded)
+        found = [row for codec, row in own.items() if codec != "none"]
+        if not found:
+            continue
+        enough = [row for row in found if _does(row)]
+        shown = enough or [max(found, key=lambda row: row["times_shorter"])]
+        yield Demand(what, demanded, "; ".join(_codec(row) for row in shown), bool(enough))
 
 
 def _does(row: Mapping[str, Any]) -> bool:
@@ -260,6 +303,16 @@ def _codec(row: Mapping[str, Any]) -> str:
         return found
     lower, upper = row["accuracy_interval"]
     return f"{found} [{lower:+.2f}, {upper:+.2f}]"
+
+
+def _as_far_as_known(demand: Demand, missing: int) -> Demand:
+    """Of many figures together, so many of which are missing: one is enough to fail, and all are needed to pass."""
+    if not missing:
+        return demand
+    measured = f"{demand.measured}; {missing} {NOT_MEASURED}"
+    if demand.met:
+        return replace(demand, measured=measured, met=None, undecided=True)
+    return replace(demand, measured=measured)
 
 
 def _not_measured(what: str, demanded: str) -> Demand:

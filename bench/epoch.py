@@ -48,6 +48,8 @@ class EpochRow:
     workers: int
     batch_size: int
     epochs: int
+    steps: int
+    """Of one worker in one epoch."""
     variant: str
     rounds: int
     epoch_seconds: float
@@ -85,7 +87,8 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
         for run in found:
             if not same_training(reference, run):
                 raise RoundFailed(
-                    f"{contestant.system} did not train as the others: losses {run.losses}; expected {reference.losses}"
+                    f"{contestant.system} did not train as the others: losses {run.losses} in {run.steps}"
+                    f" steps an epoch; expected {reference.losses} in {reference.steps}"
                 )
     spreads = {who: spread_of([run.epoch_seconds for run in found]) for who, found in runs.items()}
     best = {
@@ -102,6 +105,7 @@ def rows_of(name: str, workload: Workload, runs: Mapping[Contestant, Sequence[Ru
             workers=workload.workers,
             batch_size=workload.batch_size,
             epochs=workload.epochs,
+            steps=runs[who][-1].steps,
             variant=str(who.variant),
             rounds=len(runs[who]),
             epoch_seconds=spreads[who].median,

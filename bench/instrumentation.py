@@ -27,12 +27,28 @@ from bench.training import run_main, train
 from bench.workload import WORKLOADS, Workload
 from contract.catalogue import images_of
 from contract.exchange import Transport
+from contract.model_sizes import size_of
 from runtime.dataset import load_dataset
 from runtime.sharding import Sharding
 
 SIZES_MEASURED: Final = ("62k", "1M")
 TRANSPORTS: Final[tuple[Transport, ...]] = ("shared-memory", "tcp")
 WORKLOAD: Final = "digits-cnn"
+PUSH_PULL: Final = "push-pull"
+TRAINING: Final = f"{WORKLOADS[WORKLOAD].model} on {WORKLOADS[WORKLOAD].dataset}"
+TRAINING_TRANSPORT: Final = "shared-memory"
+"""What tasks on one host choose."""
+
+MEASURED: Final = (
+    *((PUSH_PULL, SIZES[size], transport) for size in SIZES_MEASURED for transport in TRANSPORTS),
+    (
+        TRAINING,
+        size_of(WORKLOADS[WORKLOAD].dataset, WORKLOADS[WORKLOAD].model).parameters,
+        TRAINING_TRANSPORT,
+    ),
+)
+"""What has a row: workload, parameters, transport."""
+
 LAP_SECONDS: Final = 0.05
 TIMEOUT_SECONDS = 240.0
 
@@ -128,7 +144,7 @@ def measure(rounds: int, console: Console) -> dict[str, Any]:
                 row_of(
                     laps,
                     measured_costs(workers=1, gradients=1, waited_seconds=0.0),
-                    workload="push-pull",
+                    workload=PUSH_PULL,
                     transport=transport,
                     parameters=SIZES[name],
                     workers=1,

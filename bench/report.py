@@ -1,4 +1,4 @@
-"""From the committed results to docs/benchmarks.md: tables between markers, and a plot.
+"""From the committed results to docs/benchmarks.md and README.md: text between markers, and a plot.
 
 Reads and writes files; measures nothing.
 """
@@ -12,6 +12,7 @@ from typing import Any
 from bench import sections
 from bench.demands import Demand, demands_of, demands_section
 from bench.plot import plot_push_pull
+from bench.summary import summary
 
 SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
     "push-pull": sections.push_pull_section,
@@ -26,6 +27,12 @@ SECTIONS: Mapping[str, Callable[[Mapping[str, Any]], str]] = {
 
 DEMANDS = "demands"
 """The marker of what is computed from all of them."""
+
+MEASURED = "measured"
+"""The marker of the summary in README.md."""
+
+RENAMED: Mapping[str, str] = {"Lockstep sync": "Lockstep sync (shared-memory)"}
+"""What rows called a system before it was measured over TCP as well."""
 
 UNSAID: Mapping[str, Mapping[str, Any]] = {
     "memory": {"compression": "none"},
@@ -47,12 +54,22 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
         if path.exists():
             found = json.loads(path.read_text(encoding="utf-8"))
             found["rows"] = [{**UNSAID.get(what, {}), **row} for row in found["rows"]]
+            for row in found["rows"]:
+                if (name := row.get("system")) in RENAMED:
+                    row["system"] = RENAMED[name]
             results[what] = found
     return results
 
 
-def write_report(results: Mapping[str, Mapping[str, Any]], docs: Path) -> list[Demand]:
-    """Fill in docs/benchmarks.md and draw docs/images/push_pull.svg; returns what must be shown."""
+def write_report(results: Mapping[str, Mapping[str, Any]], root: Path) -> list[Demand]:
+    """Fill in README.md and docs/benchmarks.md, draw docs/images/push_pull.svg; returns what must be shown.
+
+    `root`: of the repository.
+    """
+    readme, docs = root / "README.md", root / "docs"
+    readme.write_text(
+        filled(readme.read_text(encoding="utf-8"), MEASURED, summary(results)), encoding="utf-8"
+    )
     page = docs / "benchmarks.md"
     text = filled(page.read_text(encoding="utf-8"), DEMANDS, demands_section(results))
     for what, found in results.items():

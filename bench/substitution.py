@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import wraps
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any, Final, cast
 
+from contract.catalogue import SAMPLES, Dataset, Samples
 from runtime import blocks, data_connection, dataset, training
 from runtime.accounting import Accounting
 from runtime.exchange import Ready, Ticket
@@ -33,12 +34,12 @@ SENDS, RECEIVES, CLOCK, ALL_TRAINING = "sends", "pieces received", "clock", "all
 def set_block_length(elements: int) -> None:
     """Have vectors cut into blocks of so many elements."""
     for name in ("BLOCK_LENGTH", "WHOLE_LENGTH"):
-        vars(blocks)[name] = elements
+        _replace(blocks, name, elements)
 
 
 def set_synthetic_samples(count: int) -> None:
     """Have synthetic data be of so many images to learn from, and a quarter as many to test."""
-    vars(dataset).update(SYNTHETIC_TRAIN=count, SYNTHETIC_TEST=count // 4)
+    _replace(dataset, "SAMPLES", {**SAMPLES, Dataset.SYNTHETIC: Samples(count, count // 4)})
 
 
 class Measuring(Enum):
@@ -61,8 +62,11 @@ class Instrumentation:
     def __init__(self) -> None:
         self._clock: Any = SimpleNamespace(**vars(time))
         for module in CLOCKED:
-            vars(module)["time"] = self._clock
-        cast("dict[str, Any]", ServerState.__init__.__kwdefaults__)["clock"] = self._now
+            _replace(module, "time", self._clock)
+        defaults = cast("dict[str, Any]", ServerState.__init__.__kwdefaults__)
+        if defaults["clock"] is not time.monotonic:
+            raise AssertionError("the state reads another clock than the one that is replaced")
+        defaults["clock"] = self._now
         self._originals: dict[str, Any] = {name: vars(Accounting)[name] for name in CALLS}
         self._all_training = vars(Membership)["all_training"]
         self._streams = {name: vars(Stream)[name] for name in ("_send", "receive_into")}
@@ -150,6 +154,12 @@ def turn_by_epoch(instrumentation: Instrumentation, plan: Sequence[Measuring], s
 
     setattr(ServerState, "begin", turning_begin)  # noqa: B010 - mypy knows that a method is none to assign to
     setattr(training.Training, "_train_to", turning_train_to)  # noqa: B010 - as above
+
+
+def _replace(module: ModuleType, name: str, value: object) -> None:
+    """Raises KeyError where the module has no such name: nobody would read what is set."""
+    vars(module)[name]
+    vars(module)[name] = value
 
 
 def _nothing(*_: object) -> None:

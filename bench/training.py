@@ -71,7 +71,11 @@ class Trained:
         """Each rank's epochs, as those of other systems."""
         return [
             [
-                Epoch(record.epoch_seconds, record.loss if record.loss is not None else float("nan"))
+                Epoch(
+                    record.epoch_seconds,
+                    record.loss if record.loss is not None else float("nan"),
+                    record.steps,
+                )
                 for record in rank
             ]
             for rank in self.by_rank

@@ -55,7 +55,7 @@ WORKLOADS = {
         epochs=3,
         # With more, four images a worker would drive the last bits of a sum apart.
         learning_rate=0.002,
-        samples=256,
+        samples=128,
         rounds=2,
     ),
 }
@@ -69,6 +69,7 @@ class Epoch:
     """Training only."""
     loss: float
     """Mean over the rank's steps."""
+    steps: int
 
 
 @dataclass(frozen=True)
@@ -79,23 +80,30 @@ class Run:
     """Median over the epochs but the first, each as long as its slowest rank took."""
     losses: tuple[float, ...]
     """Mean training loss of each epoch: equal for both, or they did not do the same."""
+    steps: int
+    """Of one rank in one epoch."""
 
 
 def run_of(ranks: Sequence[Sequence[Epoch]]) -> Run:
-    """A run from its ranks' epochs. Raises ValueError unless there are two or more, of all ranks alike."""
+    """A run from its ranks' epochs. Raises ValueError unless there are two or more, of all ranks and steps alike."""
     by_epoch = list(zip(*ranks, strict=True))
     if len(by_epoch) < 2:
         raise ValueError("one epoch is none: the first meets cold memory and is not counted")
+    steps = {epoch.steps for epochs in by_epoch for epoch in epochs}
+    if len(steps) > 1:
+        raise ValueError(f"epochs of {sorted(steps)} steps: expected as many in each")
     slowest = [max(epoch.seconds for epoch in epochs) for epochs in by_epoch]
     losses = tuple(sum(epoch.loss for epoch in epochs) / len(epochs) for epochs in by_epoch)
-    return Run(median(slowest[1:]), losses)
+    return Run(median(slowest[1:]), losses, *steps)
 
 
 def same_training(one: Run, other: Run, tolerance: float = 0.02) -> bool:
-    """Whether two runs learned alike: every epoch's loss within `tolerance` of the first epoch's.
+    """Whether two runs learned alike: as many steps, and every epoch's loss within `tolerance` of the first epoch's.
 
     Sums of gradients in another order differ in the last bits, and training makes more of it from epoch to epoch.
     """
+    if one.steps != other.steps:
+        return False
     scale = abs(one.losses[0])
     pairs = zip(one.losses, other.losses, strict=True)
     return all(abs(left - right) <= tolerance * scale for left, right in pairs)

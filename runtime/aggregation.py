@@ -95,6 +95,7 @@ class Aggregator:
         in_rank_order: bool = False,
         delay_compensation: float = 0.0,
         held: Mapping[int, Tensor] | None = None,
+        pool: BlockPool | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """`parameters`: flat fp32, changed in place; `clock`: seconds, monotonic.
@@ -110,7 +111,7 @@ class Aggregator:
         self._held = held or {}
         self.away: frozenset[int] = frozenset()
         """Ranks that push no more, for now or for good: nobody's turn waits for theirs. Then, `settle`."""
-        self.pool = BlockPool()
+        self.pool = pool or BlockPool()
         """Where memory for the gradients of `add` comes from, and goes back to."""
         self._stopped = False
         self._spare = threading.Semaphore(max(len(self.blocks) // 2, SPARE_LENGTH // self.blocks[0].stop))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from runtime.parameters import count_non_finite, memory_of
+from runtime.pool import PayloadPool
 
 CompressionName = Literal["none", "fp16", "bf16", "int8", "topk"]
 
@@ -24,6 +25,9 @@ LARGEST_SCALE: Final = torch.finfo(torch.float32).max / 128
 
 SAMPLE_STRIDE: Final = 61
 """Top-k looks at every 61st element first: a prime, so that no row length of a layer is in step with it."""
+
+
+_PAYLOADS: Final = PayloadPool()
 
 
 class PayloadRefused(Exception):
@@ -105,7 +109,7 @@ class HalfPrecision:
         if not float(torch.dot(values, values)) <= self._largest**2:
             saturated = values.clamp(-self._largest, self._largest)
             values = torch.where(values.isinf(), values, saturated)
-        payload = torch.empty(2 * len(values), dtype=torch.uint8)
+        payload = _PAYLOADS.take(2 * len(values))
         payload.view(self._dtype).copy_(values)
         return memory_of(payload)
 
@@ -131,7 +135,7 @@ class Int8:
 
     def encode(self, values: Tensor) -> memoryview:
         """As Codec."""
-        payload = torch.empty(self.max_bytes(len(values)), dtype=torch.uint8)
+        payload = _PAYLOADS.take(self.max_bytes(len(values)))
         scales, quantized = _int8_parts(payload, len(values))
         start = 0
         for rows, target in zip(_grouped(values), _grouped(quantized), strict=True):
@@ -188,7 +192,7 @@ class TopK:
         # Magnitudes order as the bits of floats without their sign do, and so NaN comes first.
         magnitudes = values.numpy().view(np.int32) & 0x7FFFFFFF
         places = _largest(magnitudes, self.kept(len(values)))
-        payload = torch.empty(8 * len(places), dtype=torch.uint8)
+        payload = _PAYLOADS.take(8 * len(places))
         whole = payload.numpy()
         whole[: 4 * len(places)].view(np.int32)[:] = places
         whole[4 * len(places) :].view(np.float32)[:] = values.numpy()[places]
@@ -225,7 +229,7 @@ def _check_finite(values: Tensor) -> None:
 
 def _copy_of(payload: memoryview) -> Tensor:
     """The payload's bytes, aligned, and safe from whoever may still write to where they came from."""
-    copy = torch.empty(len(payload), dtype=torch.uint8)
+    copy = _PAYLOADS.take(len(payload))
     memory_of(copy)[:] = payload
     return copy
 

@@ -4,15 +4,16 @@ Runs in the parameter server, called by many threads at once; knows nothing of c
 copy is used by one thread at a time: the one that answers it.
 """
 
+import os
 import threading
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from runtime.blocks import blocks_of
 from runtime.compression import Codec
 from runtime.feedback import Replica
+from runtime.pool import BlockPool
 
 Read = Callable[[int, Tensor], None]
 """Writes a block of the present parameters to a tensor."""
@@ -22,9 +23,20 @@ class Copies:
     """The copies of all workers; each takes the memory of the parameters, unless all are alike."""
 
     def __init__(
-        self, parameters: Tensor, workers: int, codec: Codec, *, alike: bool = False, kept: bool = False
+        self,
+        parameters: Tensor,
+        workers: int,
+        codec: Codec,
+        *,
+        alike: bool = False,
+        kept: bool = False,
+        pool: BlockPool | None = None,
     ) -> None:
-        """`alike`: every worker gets every version, and so one copy will do; `kept`: also where nothing is lost."""
+        """`alike`: every worker gets every version, and so one copy will do; `kept`: also where nothing is lost.
+
+        `pool`: where memory for a block that is encoded comes from.
+        """
+        self._pool = pool or BlockPool()
         self._codec = codec
         self._blocks = blocks_of(parameters.numel())
         self._lossy = codec.name != "none"
@@ -37,6 +49,8 @@ class Copies:
         self._replicas = {rank: Replica(held, codec) for rank, held in self.held.items()}
         self._alike = alike and not kept
         self._locks = [threading.Lock() for _ in self._blocks]
+        # More at once than there are cores would be no sooner, and each takes memory.
+        self._encoding = threading.Semaphore(os.cpu_count() or 1)
         self._sent: list[tuple[int, memoryview] | None] = [None] * len(self._blocks)
 
     def renew(self, parameters: Tensor) -> None:
@@ -73,6 +87,7 @@ class Copies:
 
     def _difference(self, rank: int, index: int, read: Read) -> memoryview:
         block = self._blocks[index]
-        current = torch.empty(block.stop - block.start)
-        read(index, current)
-        return self._replicas[rank].difference(block, current)
+        length = block.stop - block.start
+        with self._encoding, self._pool.lent(length) as current, self._pool.lent(length) as scratch:
+            read(index, current)
+            return self._replicas[rank].difference(block, current, scratch)

@@ -33,8 +33,8 @@ class ErrorFeedback:
         residual = self.residual[block]
         corrected = residual + values
         payload = self._codec.encode(corrected)
-        sent = _as_received(self._codec, payload, len(corrected))
-        if sent is not None:
+        sent = torch.empty(len(corrected))
+        if _as_received(self._codec, payload, sent):
             torch.sub(corrected, sent, out=residual)
         return payload
 
@@ -42,8 +42,8 @@ class ErrorFeedback:
         """What `encode` gave last for a block did not count: what earlier values left there must come again."""
         if self._codec.name == "none":
             return
-        sent = _as_received(self._codec, payload, len(values))
-        if sent is not None:
+        sent = torch.empty(len(values))
+        if _as_received(self._codec, payload, sent):
             self.residual[block].add_(sent).sub_(values)
 
     def reset(self) -> None:
@@ -62,17 +62,16 @@ class Replica:
         self._codec = codec
         self.held = held
 
-    def difference(self, block: slice, current: Tensor) -> memoryview:
-        """The payload that takes the receiver towards the current values (unchanged) of a block of the vector.
+    def difference(self, block: slice, current: Tensor, scratch: Tensor) -> memoryview:
+        """The payload that takes the receiver towards the current values of a block of the vector.
 
-        It must get there. Values that are not finite are sent to be refused.
+        It must get there. Values that are not finite are sent to be refused. `current` and `scratch`: as long as the
+        block; both are overwritten.
         """
         held = self.held[block]
-        difference = current - held
-        payload = self._codec.encode(difference)
-        sent = _as_received(self._codec, payload, len(difference))
-        if sent is not None:
-            held.add_(sent)
+        payload = self._codec.encode(current.sub_(held))
+        if _as_received(self._codec, payload, scratch):
+            held.add_(scratch)
         return payload
 
 
@@ -86,11 +85,10 @@ def apply_difference(codec: Codec, payload: memoryview, held: Tensor, scratch: T
     held.add_(decoded)
 
 
-def _as_received(codec: Codec, payload: memoryview, length: int) -> Tensor | None:
-    """What the receiver will decode, or None if it will refuse."""
-    out = torch.empty(length)
+def _as_received(codec: Codec, payload: memoryview, out: Tensor) -> bool:
+    """Write what the receiver will decode to `out`; False if it will refuse."""
     try:
         codec.decode(payload, out)
     except PayloadRefused:
-        return None
-    return out
+        return False
+    return True

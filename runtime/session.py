@@ -7,7 +7,6 @@ import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
 
-import torch
 from torch import Tensor
 
 from runtime.compression import Codec, PayloadRefused
@@ -146,8 +145,7 @@ class Session:
             if self._shared is not None:
                 gradient = self._shared.gradient[block]
             else:
-                gradient = self._pool.take(block.stop - block.start)
-                self._receive_block(index, gradient)
+                gradient = self._receive_block(index, block.stop - block.start)
             if bad := count_non_finite(gradient):
                 raise WireRefused(
                     f"{bad} of {gradient.numel()} values are NaN or infinite; lower the learning rate"
@@ -158,21 +156,25 @@ class Session:
             ) from error
         return gradient
 
-    def _receive_block(self, index: int, gradient: Tensor) -> None:
+    def _receive_block(self, index: int, length: int) -> Tensor:
         frame = self._up.receive()
         if frame.kind != BLOCK or frame.block != index:
             raise WireRefused(f"{name_of(frame.kind)} {frame.block}; expected BLOCK {index}")
-        largest = self._codec.max_bytes(gradient.numel())
+        largest = self._codec.max_bytes(length)
         if self._codec.name == "none" and frame.length != largest:
             raise WireRefused(f"block {index} of {frame.length} bytes; expected {largest}")
         if frame.length > largest:
             raise WireRefused(f"block {index} of {frame.length} bytes; expected at most {largest}")
+        # Memory for the block is taken once there is something to write to it: a worker may be slow.
         if self._codec.name == "none":
+            gradient = self._pool.take(length)
             self._up.receive_into(memory_of(gradient))
-            return
+            return gradient
         payload = self._payload[: frame.length]
         self._up.receive_into(payload)
+        gradient = self._pool.take(length)
         self._codec.decode(payload, gradient)
+        return gradient
 
     # Down.
 
@@ -204,7 +206,7 @@ class Session:
                 if answer:
                     self._down.send(*answer)
             elif self._rank in self._state.copies.held:
-                self._down.send(self._outgoing(reply, index), *answer)
+                self._send_to_copy(reply, index, answer)
             else:
                 self._send_straight(index, answer)
         return True
@@ -216,17 +218,17 @@ class Session:
             rest = [bytes(piece) for piece in rest]
         self._down.send_rest(rest)
 
-    def _outgoing(self, reply: "_Reply", index: int) -> Outgoing:
-        """A block of the parameters, or of what has changed of them since the worker got them."""
-        block = self._blocks[index]
+    def _send_to_copy(self, reply: "_Reply", index: int, answer: Sequence[Outgoing]) -> None:
+        """Send a block of the parameters, or of what has changed of them since the worker got them."""
+        copies, block = self._state.copies, self._blocks[index]
         if self._codec.name != "none" and not reply.whole:
             read = self._state.aggregator.read
-            payload = self._state.copies.difference(self._rank, index, reply.version, read)
-        else:
-            parameters = torch.empty(block.stop - block.start)
+            payload = copies.difference(self._rank, index, reply.version, read)
+            self._down.send(Outgoing(BLOCK, payload, index), *answer)
+            return
+        with self._pool.lent(block.stop - block.start) as parameters:
             self._read(reply, index, parameters)
-            payload = memory_of(parameters)
-        return Outgoing(BLOCK, payload, index)
+            self._down.send(Outgoing(BLOCK, memory_of(parameters), index), *answer)
 
     def _read(self, reply: "_Reply", index: int, out: Tensor) -> None:
         self._state.copies.whole(self._rank, index, reply.version, self._state.aggregator.read, out)

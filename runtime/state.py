@@ -21,6 +21,7 @@ from runtime.exchange import OVER, News, Phase, Ready, Ticket
 from runtime.membership import InvalidMessage, Member, Membership, TooEarly
 from runtime.parameters import memory_of
 from runtime.policy import Policy
+from runtime.pool import BlockPool
 from runtime.rounds import Rounds
 from runtime.schedule import Schedule
 from runtime.timed_condition import TimedCondition
@@ -54,12 +55,14 @@ class ServerState:
         `schedule`: of the learning rate, which is constant without one. `survives_loss`: the others go on without
         a worker that is lost, and it may come back. `codec`: how parameters leave.
         """
+        pool = BlockPool()
         self.copies = Copies(
             parameters,
             workers,
             codec or Plain(),
             alike=policy.in_rank_order,
             kept=bool(policy.delay_compensation),
+            pool=pool,
         )
         self.aggregator = Aggregator(
             parameters,
@@ -68,6 +71,7 @@ class ServerState:
             in_rank_order=policy.in_rank_order,
             delay_compensation=policy.delay_compensation,
             held=self.copies.held,
+            pool=pool,
             clock=clock,
         )
         self.length = parameters.numel()

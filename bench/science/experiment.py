@@ -40,7 +40,9 @@ class Experiment:
     cause: str = ""
     """Everything that was said of a failure."""
     training_seconds: float | None = None
+    """On the server's clock, until the last worker has finished; the tests of all epochs are in it."""
     update_seconds: float | None = None
+    """On the server's clock, up to the last update; the tests of all epochs but the last are in it."""
     updates: int | None = None
     gradients: int | None = None
     """Those that are part of an update."""
@@ -79,7 +81,7 @@ class Experiment:
 
     @property
     def epoch_ends(self) -> list[float]:
-        """Training seconds at the end of each epoch; testing is not in them."""
+        """Training seconds at the end of each epoch, on the workers' clocks; testing is not in them."""
         return list(accumulate(self.epoch_seconds))
 
     @property

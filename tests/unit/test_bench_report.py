@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bench.__main__ import BUDGETS
+from bench.case import SIZES
 from bench.demands import demands_section
 from bench.report import SECTIONS, file_name, filled, read_results, write_report
 from bench.sections import (
@@ -16,6 +17,7 @@ from bench.sections import (
     push_pull_section,
     size_table,
 )
+from bench.summary import summary
 from bench.tables import machine_line, table, time_text
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +46,9 @@ def test_the_committed_page_shows_the_committed_results(tmp_path: Path) -> None:
     docs = tmp_path / "docs"
     docs.mkdir()
     shutil.copy(ROOT / "docs" / "benchmarks.md", docs)
-    write_report(read_results(RESULTS), docs)
+    shutil.copy(ROOT / "README.md", tmp_path)
+    write_report(read_results(RESULTS), tmp_path)
+    assert (tmp_path / "README.md").read_text() == (ROOT / "README.md").read_text()
     assert (docs / "benchmarks.md").read_text() == (ROOT / "docs" / "benchmarks.md").read_text()
     drawn, committed = (folder / "images" / "push_pull.svg" for folder in (docs, ROOT / "docs"))
     assert drawn.read_text() == committed.read_text()
@@ -96,6 +100,32 @@ def test_everything_that_is_measured_is_on_the_page() -> None:
     for what, found in results.items():
         assert SECTIONS[what](found).strip() in page
     assert demands_section(results) in page
+    assert summary(results) in (ROOT / "README.md").read_text()
+
+
+def test_the_readme_says_what_was_measured_and_over_which_transport() -> None:
+    trained = {
+        "workload": "w",
+        "parameters": 1000,
+        "workers": 4,
+        "system": "Lockstep sync (tcp)",
+        "ratio_to_ddp": 0.5,
+    }
+    held = {
+        "parameters": SIZES["11.2M"],
+        "workers": 16,
+        "mode": "sync",
+        "transport": "tcp",
+        "compression": "fp16",
+    }
+    held |= {"private": 3.0, "longer_private": 3.14}
+    results = {"epoch": {"rows": [trained]}, "memory": {"rows": [held]}}
+    assert summary(results).splitlines() == [
+        "- an epoch of sync with 4 workers, TCP, beside PyTorch's DDP over Gloo:"
+        " 0.50 (w, 1,000 parameters) times as long;",
+        "- the server's own memory with 16 workers, in models of 44.7 MB: 3.1 (sync, TCP and fp16);",
+    ]
+    assert summary({}) == ""
 
 
 def test_the_page_has_a_place_for_everything_that_can_be_measured() -> None:
@@ -112,6 +142,8 @@ def test_older_results_are_what_there_then_was(tmp_path: Path) -> None:
     assert results["memory"]["rows"] == [{"mode": "async", "compression": "none"}, {"compression": "none"}]
     assert [row["mode"] for row in results["compression"]["rows"]] == ["async", "sync"]
     assert set(results) == {"memory", "compression"}
+    (tmp_path / file_name("epoch")).write_text(json.dumps({"rows": [{"system": "Lockstep sync"}]}))
+    assert read_results(tmp_path)["epoch"]["rows"] == [{"system": "Lockstep sync (shared-memory)"}]
 
 
 def test_blocks_have_a_line_per_length_and_one_for_none() -> None:

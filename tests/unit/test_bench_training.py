@@ -13,31 +13,32 @@ WORKLOAD = WORKLOADS["digits-cnn"]
 
 def test_an_epoch_takes_as_long_as_its_slowest_rank_and_the_first_is_not_counted() -> None:
     ranks = [
-        [Epoch(9.0, 4.0), Epoch(1.0, 2.0), Epoch(3.0, 1.0), Epoch(1.0, 0.0)],
-        [Epoch(8.0, 2.0), Epoch(2.0, 1.0), Epoch(1.0, 1.0), Epoch(4.0, 1.0)],
+        [Epoch(9.0, 4.0, 5), Epoch(1.0, 2.0, 5), Epoch(3.0, 1.0, 5), Epoch(1.0, 0.0, 5)],
+        [Epoch(8.0, 2.0, 5), Epoch(2.0, 1.0, 5), Epoch(1.0, 1.0, 5), Epoch(4.0, 1.0, 5)],
     ]
-    assert run_of(ranks) == Run(epoch_seconds=3.0, losses=(3.0, 1.5, 1.0, 0.5))
+    assert run_of(ranks) == Run(epoch_seconds=3.0, losses=(3.0, 1.5, 1.0, 0.5), steps=5)
 
 
 def test_one_epoch_is_refused() -> None:
     with pytest.raises(ValueError, match="first meets cold memory"):
-        run_of([[Epoch(1.0, 1.0)]])
+        run_of([[Epoch(1.0, 1.0, 5)]])
 
 
 def test_runs_that_learned_otherwise_are_told_apart() -> None:
-    assert same_training(Run(1, (2.0, 1.0)), Run(9, (2.001, 0.999)))
-    assert not same_training(Run(1, (2.0, 1.0)), Run(1, (2.0, 1.1)))
-    assert not same_training(Run(1, (2.0, float("nan"))), Run(1, (2.0, float("nan"))))
+    assert same_training(Run(1, (2.0, 1.0), 5), Run(9, (2.001, 0.999), 5))
+    assert not same_training(Run(1, (2.0, 1.0), 5), Run(1, (2.0, 1.1), 5))
+    assert not same_training(Run(1, (2.0, 1.0), 5), Run(1, (2.0, 1.0), 6))
+    assert not same_training(Run(1, (2.0, float("nan")), 5), Run(1, (2.0, float("nan")), 5))
 
 
 def test_a_system_is_set_beside_ddps_faster_variant() -> None:
     shared, tcp, default, tuned = CONTESTANTS
     losses = (2.0, 1.0)
     runs = {
-        shared: [Run(3.0, losses)],
-        tcp: [Run(4.5, losses)],
-        default: [Run(2.0, losses), Run(4.0, losses)],
-        tuned: [Run(1.5, losses)],
+        shared: [Run(3.0, losses, 5)],
+        tcp: [Run(4.5, losses, 5)],
+        default: [Run(2.0, losses, 5), Run(4.0, losses, 5)],
+        tuned: [Run(1.5, losses, 5)],
     }
     *ours, ddp = rows_of("digits-cnn", WORKLOAD, runs)
     assert [row.system for row in ours] == list(LOCKSTEP)
@@ -49,7 +50,7 @@ def test_a_system_is_set_beside_ddps_faster_variant() -> None:
 def test_times_of_different_trainings_are_not_compared() -> None:
     ours, _, default, _ = CONTESTANTS
     with pytest.raises(RoundFailed, match=r"PyTorch DDP .* did not train as the others"):
-        rows_of("digits-cnn", WORKLOAD, {ours: [Run(1, (2.0, 1.0))], default: [Run(1, (2.0, 1.5))]})
+        rows_of("digits-cnn", WORKLOAD, {ours: [Run(1, (2.0, 1.0), 5)], default: [Run(1, (2.0, 1.5), 5)]})
 
 
 def test_lockstep_over_either_transport_and_ddp_train_alike(tmp_path: Path) -> None:
@@ -62,6 +63,7 @@ def test_lockstep_over_either_transport_and_ddp_train_alike(tmp_path: Path) -> N
         folder.mkdir()
         runs.append(train_as(contestant, workload, folder))
     shared, tcp, ddp = runs
+    assert {run.steps for run in runs} == {64 // 2 // 8}
     assert shared.losses[1] < shared.losses[0]
     assert same_training(shared, ddp, tolerance=1e-5)
     assert same_training(tcp, ddp, tolerance=1e-5)
