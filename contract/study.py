@@ -34,6 +34,7 @@ from contract.limits import (
     LAUNCH_SECONDS,
     PREPARING_SECONDS,
 )
+from contract.memory import server_memory_problem
 from contract.network import Network, link_problems
 from contract.problems import problems_of
 from contract.training import Training, training_conflicts
@@ -377,3 +378,11 @@ def _cell_problems(study: Study, cell: Cell) -> Iterator[str]:
     yield shards_problem(cell.mode, study.shards, "shards")
     yield transport_problem(cell.exchange, cell.network, "exchange.{}".format)
     yield from link_problems(cell.network, cell.workers)
+    yield server_memory_problem(
+        study.training,
+        cell.exchange,
+        cell.mode,
+        workers=cell.workers,
+        shards=study.shards,
+        memory_mib=study.server.memory,
+    )
