@@ -12,7 +12,7 @@ from contract.model_sizes import size_of
 from contract.training import Training
 
 IDLE_MIB: Final = 158
-"""Pages of the server's own before training: Python with torch and gRPC. Measured on x86-64; 95 of files beside them."""
+"""Pages of the server's own before training: Python with torch and gRPC. Measured on x86-64, beside 95 of files."""
 
 BYTES_OF_A_PARAMETER: Final = 4
 MIB: Final = 1 << 20
