@@ -31,15 +31,6 @@ DEMANDS = "demands"
 MEASURED = "measured"
 """The marker of the summary in README.md."""
 
-RENAMED: Mapping[str, str] = {"Lockstep sync": "Lockstep sync (shared-memory)"}
-"""What rows called a system before it was measured over TCP as well."""
-
-UNSAID: Mapping[str, Mapping[str, Any]] = {
-    "memory": {"compression": "none"},
-    "compression": {"mode": "sync", "accuracy_interval": None},
-}
-"""What rows of results were before there was anything else, and so do not say."""
-
 
 def file_name(what: str) -> str:
     """Of the results of a measurement."""
@@ -52,12 +43,7 @@ def read_results(folder: Path) -> dict[str, dict[str, Any]]:
     for what in SECTIONS:
         path = folder / file_name(what)
         if path.exists():
-            found = json.loads(path.read_text(encoding="utf-8"))
-            found["rows"] = [{**UNSAID.get(what, {}), **row} for row in found["rows"]]
-            for row in found["rows"]:
-                if (name := row.get("system")) in RENAMED:
-                    row["system"] = RENAMED[name]
-            results[what] = found
+            results[what] = json.loads(path.read_text(encoding="utf-8"))
     return results
 
 

@@ -7,7 +7,7 @@ import pytest
 from bench.__main__ import BUDGETS
 from bench.case import SIZES
 from bench.demands import demands_section
-from bench.report import SECTIONS, file_name, filled, read_results, write_report
+from bench.report import SECTIONS, filled, read_results, write_report
 from bench.sections import (
     blocks_section,
     compression_section,
@@ -133,17 +133,6 @@ def test_the_page_has_a_place_for_everything_that_can_be_measured() -> None:
     assert set(SECTIONS) == set(BUDGETS)
     for what in SECTIONS:
         assert f"<!-- {what}: begin -->" in page
-
-
-def test_older_results_are_what_there_then_was(tmp_path: Path) -> None:
-    for what in ("memory", "compression"):
-        (tmp_path / file_name(what)).write_text(json.dumps({"rows": [{"mode": "async"}, {}]}))
-    results = read_results(tmp_path)
-    assert results["memory"]["rows"] == [{"mode": "async", "compression": "none"}, {"compression": "none"}]
-    assert [row["mode"] for row in results["compression"]["rows"]] == ["async", "sync"]
-    assert set(results) == {"memory", "compression"}
-    (tmp_path / file_name("epoch")).write_text(json.dumps({"rows": [{"system": "Lockstep sync"}]}))
-    assert read_results(tmp_path)["epoch"]["rows"] == [{"system": "Lockstep sync (shared-memory)"}]
 
 
 def test_blocks_have_a_line_per_length_and_one_for_none() -> None:
