@@ -19,10 +19,11 @@ setup: .venv/.installed
 demo: setup
 	./lockstep demo
 
-# Static checks, then the tests on both cores; last and alone, the one that compares a plan with how long things took.
+# Static checks, then the tests, more of them at a time than there are cores, since many wait; last and alone, the one
+# that compares a plan with how long things took.
 test: check .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed .tools/checkov/.installed
-	$(BIN)/python -m pytest -q -n 2 tests/unit tests/infrastructure tests/integration
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile --ignore tests/e2e/test_demo.py tests/e2e
+	$(BIN)/python -m pytest -q -n 3 tests/unit tests/infrastructure tests/integration
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile --ignore tests/e2e/test_demo.py tests/e2e
 	$(BIN)/python -m pytest -q tests/e2e/test_demo.py
 
 check: setup
