@@ -1,7 +1,7 @@
 """ConcludeStudy: the study's terminal status, written when its tasks are gone and its report is out.
 
 Runs last. Where an experiment has not ended, tasks of it may run: the study fails, and its status is left to
-sweep_tasks, which clears up after the execution.
+sweep_tasks, which clears up after the execution. Before that nothing is run again.
 
 Where the study failed, so does this function, and with it the execution: a redriven execution begins at the task that
 failed, which a Fail state is not. Called again then, it clears what the experiments left that did not complete, and
@@ -35,13 +35,18 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
     logger.append_keys(study_id=study_id)
     environment = ConcludeEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
+    rows = table.experiments(study_id)
     if event["again"]:
+        if running := _named(rows, [row for row in rows if row.status in {Status.RUNNING, Status.STOPPING}]):
+            raise StudyFailed(
+                f"{running}; sweep_tasks ends them: redrive the execution again in some minutes"
+            )
         cleared = table.clear_unfinished(study_id)
         for experiment in cleared:
             remove_checkpoints(environment.checkpoint_location, experiment)
         logger.info("to be run again", experiments=[experiment.name for experiment in cleared])
         return {"again": True}
-    if unended := _unended(table.experiments(study_id)):
+    if unended := _named(rows, [row for row in rows if row.status not in TERMINAL]):
         raise StudyFailed(f"{unended}. {event['cause']}"[:CAUSE_CHARACTERS])
     status = Status(event["status"])
     table.end_study(study_id, status)
@@ -51,6 +56,6 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
     return {"again": False}
 
 
-def _unended(rows: list[ExperimentRow]) -> str:
-    names = [row.experiment.name for row in rows if row.status not in TERMINAL]
-    return f"{len(names)} of {len(rows)} experiments have not ended: {', '.join(names)}" if names else ""
+def _named(rows: list[ExperimentRow], unended: list[ExperimentRow]) -> str:
+    names = ", ".join(row.experiment.name for row in unended)
+    return f"{len(unended)} of {len(rows)} experiments have not ended: {names}" if unended else ""

@@ -120,6 +120,31 @@ def test_run_again_what_failed_is_planned_as_new_and_the_rest_stays(
     assert status(table) is Status.COMPLETED
 
 
+@pytest.mark.parametrize("left", [Status.RUNNING, Status.STOPPING])
+def test_nothing_is_run_again_before_the_tasks_of_the_earlier_run_have_ended(
+    table: ExperimentTable, context: LambdaContext, aws: boto3.Session, left: Status
+) -> None:
+    (done, lasting) = plan(parse_study(DOCUMENT), "study-1")
+    table.put_plan("study-1", DOCUMENT, [done, lasting], EXECUTION)
+    table.put_records(records_of(lasting))
+    table.settle(done, Verdict(Status.FAILED, "worker 1 was killed"))
+    key = {"pk": "STUDY#study-1", "sk": f"EXPERIMENT#{lasting.name}"}
+    aws.resource("dynamodb").Table(TABLE).update_item(
+        Key=key,
+        UpdateExpression="SET #s = :s",
+        ExpressionAttributeNames={"#s": "status"},
+        ExpressionAttributeValues={":s": left},
+    )
+    before = (table.experiments("study-1"), table.records("study-1", lasting.name))
+    with pytest.raises(StudyFailed) as refused:
+        call(context, again=True)
+    assert str(refused.value) == (
+        f"1 of 2 experiments have not ended: {lasting.name}; sweep_tasks ends them: redrive the execution again in"
+        " some minutes"
+    )
+    assert (table.experiments("study-1"), table.records("study-1", lasting.name)) == before
+
+
 def test_tokens_and_announcements_of_the_earlier_run_are_gone(
     table: ExperimentTable, experiments: list[Experiment], context: LambdaContext, aws: boto3.Session
 ) -> None:
