@@ -68,9 +68,16 @@ class TaskList:
         if refused:
             raise ExceptionGroup(f"{len(refused)} tasks could not be stopped", refused)
 
-    def end_group(self, group: str, reason: str, *, quiet_seconds: float = 0) -> list[TaskOutcome]:
+    def end_group(
+        self, group: str, reason: str, *, patience_seconds: float = END_SECONDS, quiet_seconds: float = 0
+    ) -> list[TaskOutcome]:
         """End the tasks of one group, as `end`, and tell how each of them ended."""
-        ended = self.end(lambda task: task.group == group, reason, quiet_seconds=quiet_seconds)
+        ended = self.end(
+            lambda task: task.group == group,
+            reason,
+            patience_seconds=patience_seconds,
+            quiet_seconds=quiet_seconds,
+        )
         return [task.outcome for task in ended]
 
     def end(

@@ -5,7 +5,7 @@ for a while, then read the source.
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
@@ -16,13 +16,14 @@ from aws_lambda_powertools.utilities.typing import LambdaContext
 
 from contract.metrics import MetricRecord
 from contract.table import Status
+from lambdas.causes import readable
 from lambdas.environment import ReconcileEnvironment
 from lambdas.metric_lines import parse_lines
 from lambdas.reconcile_metrics.gaps import Gaps, find_gaps, settle
 from lambdas.reconcile_metrics.log_lines import metric_lines
 from lambdas.table import ExperimentRow, ExperimentTable
 from lambdas.task_logs import TaskLogs
-from lambdas.tasks import TaskList
+from lambdas.tasks import END_SECONDS, TaskList
 from lambdas.verdict import CLOCKS_DIFFER, TaskOutcome, of_this_run
 
 logger = Logger(service="reconcile_metrics")
@@ -35,6 +36,8 @@ WITHOUT_VERDICT = {
     Status.RUNNING: ("NotJudged", "JudgeExperiment could not tell how its tasks ended"),
 }
 """Error and cause of an experiment that still is so when every other has ended."""
+
+ENDED = "Lockstep: the experiment has ended"
 
 MAX_OBSTACLE = 1000
 """Characters that are told of what kept tasks from being ended."""
@@ -54,7 +57,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     environment = ReconcileEnvironment.read()
     table = ExperimentTable.named(environment.table_name)
     tasks = TaskList.of(environment.cluster_arn)
-    rows, obstacle = _ended(tasks, table.experiments(study_id), environment.quiet_seconds)
+    rows, obstacles = _ended(tasks, table.experiments(study_id), environment.quiet_seconds)
     suspects = _wait_for_records(table, rows, environment.patience_seconds)
     began = {row.experiment.name: row.started_at for row in rows}
     backfilled = _backfill(table, study_id, suspects, began, environment.log_group_name) if suspects else 0
@@ -63,7 +66,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
     logs = TaskLogs.named(environment.log_group_name)
     for row in rows:
         caught = errors.get(row.experiment.name)
-        if obstacle and row.status is Status.RUNNING:
+        if obstacle := obstacles.get(row.experiment.task_group):
             table.explain(row.experiment, _why_without_end(obstacle, caught))
         else:
             _settle(table, logs, row, caught)
@@ -73,39 +76,54 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, int]:  #
 
 def _ended(
     tasks: TaskList, rows: list[ExperimentRow], quiet_seconds: float
-) -> tuple[list[ExperimentRow], Exception | None]:
+) -> tuple[list[ExperimentRow], Mapping[str, Exception]]:
     """Experiments that JudgeExperiment did not bring to an end are ended here, all at once, with how their tasks did.
 
-    Where that fails too, the rows are as they were, and what failed is returned: those experiments get no verdict,
-    ConcludeStudy fails for it, and so sweep_tasks ends them.
+    Those with which that fails too are returned by their group with what failed: they get no verdict, ConcludeStudy
+    fails for it, and so sweep_tasks ends them.
     """
-    groups = {row.experiment.task_group for row in rows if row.status is Status.RUNNING}
-    if not groups:
-        return rows, None
+    unended = [row.experiment.task_group for row in rows if row.status is Status.RUNNING]
+    if not unended:
+        return rows, {}
+    outcomes: dict[str, list[TaskOutcome]] = {group: [] for group in unended}
+    obstacles: dict[str, Exception] = {}
     try:
-        ended = tasks.end(
-            lambda task: task.group in groups,
-            "Lockstep: the experiment has ended",
-            quiet_seconds=quiet_seconds,
-        )
-    except Exception as error:
-        logger.exception("not ended", groups=sorted(groups))
-        return rows, error
-    by_group: dict[str, list[TaskOutcome]] = {group: [] for group in groups}
-    for task in ended:
-        by_group[task.group].append(task.outcome)
+        for task in tasks.end(lambda task: task.group in unended, ENDED, quiet_seconds=quiet_seconds):
+            outcomes[task.group].append(task.outcome)
+    except Exception:
+        logger.exception("not ended", groups=unended)
+        outcomes, obstacles = _ended_one_by_one(tasks, unended)
     return [
-        replace(row, tasks=of_this_run(by_group[row.experiment.task_group], row.started_at))
-        if row.experiment.task_group in groups
+        replace(row, tasks=of_this_run(outcomes[group], row.started_at))
+        if (group := row.experiment.task_group) in outcomes
         else row
         for row in rows
-    ], None
+    ], obstacles
+
+
+def _ended_one_by_one(
+    tasks: TaskList, groups: Iterable[str]
+) -> tuple[dict[str, list[TaskOutcome]], dict[str, Exception]]:
+    """One that cannot be ended costs no other its verdict. All have END_SECONDS together: they end side by side."""
+    deadline = time.monotonic() + END_SECONDS
+    outcomes: dict[str, list[TaskOutcome]] = {}
+    obstacles: dict[str, Exception] = {}
+    for group in groups:
+        try:
+            outcomes[group] = tasks.end_group(group, ENDED, patience_seconds=deadline - time.monotonic())
+        except Exception as error:  # noqa: BLE001 - the row tells it
+            obstacles[group] = error
+    return outcomes, obstacles
 
 
 def _why_without_end(obstacle: Exception, caught: dict[str, str] | None) -> str:
     parts = obstacle.exceptions if isinstance(obstacle, ExceptionGroup) else ()
     said = "; ".join([f"{type(obstacle).__name__}: {obstacle}", *map(str, parts)])[:MAX_OBSTACLE]
-    before = f"; before that, JudgeExperiment failed: {caught['Error']}: {caught['Cause']}" if caught else ""
+    before = (
+        f"; before that, JudgeExperiment failed: {caught['Error']}: {readable(caught['Cause'])}"
+        if caught
+        else ""
+    )
     return f"its tasks could not be ended: {said}{before}"
 
 

@@ -381,6 +381,26 @@ def test_an_experiment_that_cannot_be_ended_gets_no_verdict_and_says_why(
 
 
 @pytest.mark.usefixtures("streams")
+def test_one_that_cannot_be_ended_costs_no_other_its_verdict(
+    table: ExperimentTable, ecs: FakeEcs, experiments: list[Experiment], context: LambdaContext
+) -> None:
+    stuck, well = experiments
+    for experiment in experiments:
+        begin(table, experiment)
+        table.put_records(records_of(experiment))
+    ecs.add(FakeTask(stuck.task_group, "server"))
+    ecs.add(
+        *(ended(well.task_group, role, rank) for role, rank in [("server", 0), ("worker", 0), ("worker", 1)])
+    )
+    ecs.refusals[f"{stuck.task_group}/server/0"] = "AccessDeniedException"
+    call(context)
+    rows = {row.experiment.name: row for row in table.experiments("study-1")}
+    assert rows[stuck.name].status is Status.RUNNING
+    assert rows[stuck.name].cause.startswith("its tasks could not be ended")
+    assert (rows[well.name].status, rows[well.name].cause) == (Status.COMPLETED, "")
+
+
+@pytest.mark.usefixtures("streams")
 def test_experiments_that_nobody_judged_are_ended_together(
     table: ExperimentTable,
     ecs: FakeEcs,
