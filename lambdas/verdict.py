@@ -123,12 +123,13 @@ def failed_in_order(outcomes: Iterable[TaskOutcome], records: Iterable[MetricRec
     """
     said = _last_words(records)
     return sorted(
-        (outcome for outcome in _without_vain_starts(outcomes) if not outcome.succeeded),
+        (outcome for outcome in without_vain_starts(outcomes) if not outcome.succeeded),
         key=lambda outcome: (_guilt(outcome, said), outcome.stopped_at, outcome.label),
     )
 
 
-def _without_vain_starts(outcomes: Iterable[TaskOutcome]) -> list[TaskOutcome]:
+def without_vain_starts(outcomes: Iterable[TaskOutcome]) -> list[TaskOutcome]:
+    """The tasks in the order of their ends, but for those that never ran and that a later one took the place of."""
     in_order = sorted(outcomes, key=lambda outcome: outcome.stopped_at)
     last = {(outcome.role, outcome.rank): outcome for outcome in in_order}
     return [o for o in in_order if o.stop_code != _NEVER_RAN or o is last[o.role, o.rank]]

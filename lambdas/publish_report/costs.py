@@ -17,7 +17,7 @@ from contract.prices import dollars
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
 from lambdas.publish_report.sections import Column, Table
 from lambdas.publish_report.wording import ABSENT, number, signed
-from lambdas.verdict import TaskOutcome
+from lambdas.verdict import TaskOutcome, without_vain_starts
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def spent(outcome: ExperimentOutcome, plan: Forecast) -> Spent:
 def measured_of(outcome: ExperimentOutcome, ended_at: datetime) -> Measured | None:
     """What the next experiment like it can be told from; None where it did not complete as planned."""
     times: dict[str, list[float]] = {"server": [], "worker": []}
-    for task in outcome.tasks:
+    for task in without_vain_starts(outcome.tasks):
         if (seconds := seconds_of(task)) is not None and task.role in times:
             times[task.role].append(seconds)
     summary = next((record for record in outcome.records if isinstance(record, ServerSummary)), None)

@@ -157,3 +157,10 @@ def test_what_is_not_wholly_known_is_not_remembered() -> None:
     ended = datetime(2026, 3, 1, 13, 0, tzinfo=UTC)
     assert measured_of(replace(one, tasks=()), ended) is None
     assert measured_of(replace(one, records=()), ended) is None
+
+
+def test_a_start_that_came_to_nothing_is_no_measure_of_the_next_ones() -> None:
+    one = study_of().experiments[0]
+    ended = datetime(2026, 3, 1, 13, 0, tzinfo=UTC)
+    vain = task("server", 0, 90).model_copy(update={"exit_code": None, "stop_code": "TaskFailedToStart"})
+    assert measured_of(replace(one, tasks=(vain, *one.tasks)), ended) == measured_of(one, ended)
