@@ -126,6 +126,8 @@ class Rounds:
             if ticket.update is not None:
                 self._aggregator.lose(ticket.update, rank)
         self._expect()
+        # Before the update that it held up is counted: how long that took is no law's.
+        self._accounting.all_training = False
         self.leave(rank)
 
     def stop(self) -> None:

@@ -284,9 +284,9 @@ class ServerState:
 
     @property
     def resumed(self) -> bool:
-        """It goes on from another server's facts."""
+        """It goes on from the facts of another server, to which every worker had come."""
         with self._changed:
-            return self._resumed_from is not None
+            return self._resumed_from is not None and self._membership.all_known
 
     @property
     def deserted(self) -> bool:

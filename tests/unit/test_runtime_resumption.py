@@ -219,6 +219,15 @@ def test_nobody_waits_for_a_worker_that_had_done_all_its_steps(mode: Mode) -> No
     assert second.wait_over(timeout=0)
 
 
+def test_a_server_of_before_all_had_come_was_no_start_of_training() -> None:
+    """Its successor waits as long as they may be on their first way."""
+    first = new_state(mode=Mode.ASYNC)
+    enter(first, 0, STEPS)
+    second = new_state(mode=Mode.ASYNC)
+    resume(second, written_and_read(checkpoint_of(first, 0)))
+    assert not second.resumed
+
+
 def test_a_worker_that_had_finished_need_not_come_again() -> None:
     first = started_state(mode=Mode.ASYNC)
     for step in range(STEPS):

@@ -147,6 +147,21 @@ def test_the_time_while_all_train_is_from_everyones_first_push_to_anyones_last()
     assert summary["mean_step_seconds"] == 50 / 6
 
 
+def test_what_a_lost_worker_held_up_is_not_of_the_time_while_all_train() -> None:
+    now = [100.0]
+    state = started_state(workers=2, steps=9, survives_loss=True, clock=lambda: now[0])
+    for step in range(3):
+        now[0] += 1
+        for rank in range(2):
+            push(state, rank, step, version=step)
+    before = state.summary()["all_training_seconds"]
+    push(state, 0, 3, version=3)
+    now[0] += 60
+    state.leave(1)
+    assert state.version == 4
+    assert state.summary()["all_training_seconds"] == before == 2.0
+
+
 def test_times_come_from_the_clock_it_is_given() -> None:
     now = [100.0]
     state = started_state(Mode.ASYNC, workers=1, steps=4, clock=lambda: now[0])
