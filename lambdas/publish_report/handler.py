@@ -27,6 +27,9 @@ from lambdas.table import ExperimentTable, StudyRow
 
 logger = Logger(service="publish_report")
 
+MAX_CAUSE_CHARACTERS = 1000
+"""That a warning tells of an error."""
+
 
 @logger.inject_lambda_context
 def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  # noqa: ARG001 - Lambda passes it
@@ -54,7 +57,8 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, Any]:  #
 def _unreconciled(error: dict[str, str] | None) -> list[str]:
     if error is None:
         return []
-    return [f"records may be missing: ReconcileMetrics failed: {error['Error']}: {readable(error['Cause'])}"]
+    why = readable(error["Cause"])[:MAX_CAUSE_CHARACTERS]
+    return [f"records may be missing: ReconcileMetrics failed: {error['Error']}: {why}"]
 
 
 def _publish(

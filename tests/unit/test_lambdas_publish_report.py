@@ -118,6 +118,10 @@ def test_that_records_were_not_reconciled_is_a_warning(
                 " Task timed out after 600.00 seconds"
             ],
         ),
+        (
+            {"Error": "ValueError", "Cause": json.dumps({"errorMessage": "why", "stackTrace": ["x" * 2000]})},
+            ["records may be missing: ReconcileMetrics failed: ValueError: why"],
+        ),
         (None, []),
     ):
         handler({"study_id": "study-1", "unreconciled": error}, context)
