@@ -9,10 +9,7 @@ CHECKOV := checkov==3.3.30
 # Not compiled when it is installed: most of it is never imported, and what is, is compiled then. Half the time.
 PIP_INSTALL := -m pip install --quiet --disable-pip-version-check --no-compile
 
-# What `test` asks for is got side by side.
-MAKEFLAGS += --jobs=2
-
-.PHONY: setup demo test check bench fix generate clean
+.PHONY: setup demo test tools check bench fix generate clean
 
 setup: .venv/.installed
 
@@ -21,10 +18,13 @@ demo: setup
 
 # Static checks, then the tests, more of them at a time than there are cores, since many wait; last and alone, the one
 # that compares a plan with how long things took.
-test: check .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed .tools/checkov/.installed
+test:
+	$(MAKE) --jobs=2 --no-print-directory check tools
 	$(BIN)/python -m pytest -q -n 3 tests/unit tests/infrastructure tests/integration
 	$(BIN)/python -m pytest -q -n 3 --dist loadfile --ignore tests/e2e/test_demo.py tests/e2e
 	$(BIN)/python -m pytest -q tests/e2e/test_demo.py
+
+tools: .tools/aws/.installed .tools/cdk/.installed .tools/asl/.installed .tools/checkov/.installed
 
 check: setup
 	$(BIN)/ruff check .
