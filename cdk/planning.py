@@ -5,6 +5,7 @@ from aws_cdk import aws_iam as iam
 from aws_cdk import aws_lambda as lambda_
 from constructs import Construct
 
+from cdk.conditions import by_cloud
 from cdk.settings import Settings
 
 EMBEDDED_VCPUS = 128
@@ -14,13 +15,9 @@ EMBEDDED_VCPUS = 128
 def planning_environment(settings: Settings, on_aws: cdk.CfnCondition) -> dict[str, str]:
     """Variables of plan_study."""
     fixed = "" if settings.vcpu_quota is None else f"{settings.vcpu_quota:g}"
-
-    def by_cloud(aws: str, embedded: str) -> str:
-        return cdk.Token.as_string(cdk.Fn.condition_if(on_aws.logical_id, aws, embedded))
-
     return {
-        "EMBEDDED_CLOUD": by_cloud("false", "true"),
-        "VCPU_QUOTA": by_cloud(fixed, fixed or str(EMBEDDED_VCPUS)),
+        "EMBEDDED_CLOUD": by_cloud(on_aws, "false", "true"),
+        "VCPU_QUOTA": by_cloud(on_aws, fixed, fixed or str(EMBEDDED_VCPUS)),
         "PRICES": settings.prices,
         "CPU_ARCHITECTURE": settings.cpu_architecture,
         "PUBLIC_IPV4": str(settings.network == "public").lower(),

@@ -9,6 +9,7 @@ from constructs import Construct
 
 from cdk import EMBEDDED_CLOUD
 from cdk.acknowledgements import acknowledge_wildcards
+from cdk.conditions import by_cloud
 from cdk.deletion import Deletion
 from cdk.functions import Functions
 from cdk.grants import grant_objects, grant_rows, grant_task_control, grant_task_logs
@@ -119,7 +120,9 @@ class LockstepStack(cdk.Stack):
             "reconcile_metrics",
             description="Account for every metric record of a study",
             environment=self._environment(
-                **self._task_environment(), PATIENCE_SECONDS=self._delivery_patience()
+                **self._task_environment(),
+                # Records may be on their way for minutes on AWS; what the emulator does not bring soon never comes.
+                PATIENCE_SECONDS=by_cloud(self._on_aws, "180", "10"),
             ),
             timeout_seconds=600,
             memory_mib=512,
@@ -165,13 +168,6 @@ class LockstepStack(cdk.Stack):
         self.storage.table.grant(conclude, "dynamodb:Query", "dynamodb:UpdateItem", "dynamodb:BatchWriteItem")
         grant_objects(conclude, self.storage.bucket, CHECKPOINTS, "s3:DeleteObject")
         return conclude
-
-    def _delivery_patience(self) -> str:
-        """How long records may be on their way: minutes on AWS; what the emulator does not bring soon never comes."""
-        return self._on_aws_else("180", "10")
-
-    def _on_aws_else(self, on_aws: str, embedded: str) -> str:
-        return cdk.Token.as_string(cdk.Fn.condition_if(self._on_aws.logical_id, on_aws, embedded))
 
     def _add_ingestion(self) -> None:
         ingest = self.functions.function(
@@ -306,7 +302,7 @@ class LockstepStack(cdk.Stack):
         """For functions that end tasks. ECS may list one seconds after it was started, the emulator at once."""
         return {
             "CLUSTER_ARN": self.training.cluster.cluster_arn,
-            "QUIET_SECONDS": self._on_aws_else("10", "1"),
+            "QUIET_SECONDS": by_cloud(self._on_aws, "10", "1"),
         }
 
     def _task_environment(self) -> dict[str, str]:

@@ -8,6 +8,7 @@ failed, which a Fail state is not. Called again then, it clears what the experim
 PlanStudy plans those once more.
 """
 
+from collections.abc import Set
 from typing import Any
 
 from aws_lambda_powertools import Logger
@@ -37,7 +38,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
     table = ExperimentTable.named(environment.table_name)
     rows = table.experiments(study_id)
     if event["again"]:
-        if running := _named(rows, [row for row in rows if row.status in {Status.RUNNING, Status.STOPPING}]):
+        if running := _unended(rows, {Status.RUNNING, Status.STOPPING}):
             raise StudyFailed(
                 f"{running}; sweep_tasks ends them: redrive the execution again in some minutes"
             )
@@ -46,7 +47,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
             remove_checkpoints(environment.checkpoint_location, experiment)
         logger.info("to be run again", experiments=[experiment.name for experiment in cleared])
         return {"again": True}
-    if unended := _named(rows, [row for row in rows if row.status not in TERMINAL]):
+    if unended := _unended(rows, set(Status) - TERMINAL):
         raise StudyFailed(f"{unended}. {event['cause']}"[:CAUSE_CHARACTERS])
     status = Status(event["status"])
     table.end_study(study_id, status)
@@ -56,6 +57,7 @@ def handler(event: dict[str, Any], context: LambdaContext) -> dict[str, bool]:  
     return {"again": False}
 
 
-def _named(rows: list[ExperimentRow], unended: list[ExperimentRow]) -> str:
-    names = ", ".join(row.experiment.name for row in unended)
-    return f"{len(unended)} of {len(rows)} experiments have not ended: {names}" if unended else ""
+def _unended(rows: list[ExperimentRow], statuses: Set[Status]) -> str:
+    """Which experiments have one of these statuses; empty where none has."""
+    names = [row.experiment.name for row in rows if row.status in statuses]
+    return f"{len(names)} of {len(rows)} experiments have not ended: {', '.join(names)}" if names else ""

@@ -8,7 +8,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -284,24 +284,29 @@ def test_token_that_expires_before_the_server_answers(
 
 
 @pytest.fixture
-def alone(timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
-    """No study but the test's own needs a function that has no time."""
+def without_time(
+    cloud: Cloud,
+    study: str,
+    gates: dict[str, Gate],
+    timing_out: str,
+    ended: Callable[..., dict[str, Any]],
+) -> Callable[[str], AbstractContextManager[None]]:
+    """Takes a function the time for the test's own study; no other study needs it meanwhile."""
     ended(timing_out, patience_seconds=90)
+    return lambda function: out_of_time(cloud, function, gates[function], study)
 
 
-@pytest.mark.usefixtures("alone")
 @pytest.mark.parametrize("killed", [False, True], ids=["trained-well", "worker-killed"])
 def test_judging_out_of_time_costs_no_verdict(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
     *,
     killed: bool,
 ) -> None:
     """JudgeExperiment never comes to an end: what it would have said, ReconcileMetrics does."""
-    with out_of_time(cloud, "judge_experiment", gates["judge_experiment"], study):
+    with without_time("judge_experiment"):
         arn = start(ENDLESS if killed else SHORT)
         if killed:
             tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
@@ -316,16 +321,14 @@ def test_judging_out_of_time_costs_no_verdict(
     assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
 
 
-@pytest.mark.usefixtures("alone")
 def test_planning_out_of_time(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Nothing was started, and nothing written."""
-    with out_of_time(cloud, "plan_study", gates["plan_study"], study):
+    with without_time("plan_study"):
         arn = start(SHORT)
         described = ended(arn, patience_seconds=60)
     assert (described["status"], errors_of(cloud, arn)) == ("FAILED", [TIMED_OUT])
@@ -334,16 +337,14 @@ def test_planning_out_of_time(
     assert (left_of(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
 
 
-@pytest.mark.usefixtures("alone")
 def test_reconciling_out_of_time(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """The verdicts stand; that records may be missing is a warning of the report."""
-    with out_of_time(cloud, "reconcile_metrics", gates["reconcile_metrics"], study):
+    with without_time("reconcile_metrics"):
         arn = start(SHORT)
         described = ended(arn, patience_seconds=60)
     assert described["status"] == "SUCCEEDED", cause_of(described)
@@ -358,16 +359,14 @@ def test_reconciling_out_of_time(
     assert warning in (published(cloud, arn, "report.html") or "")
 
 
-@pytest.mark.usefixtures("alone")
 def test_publishing_out_of_time(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """A study without a report has failed, whatever its experiments did."""
-    with out_of_time(cloud, "publish_report", gates["publish_report"], study):
+    with without_time("publish_report"):
         arn = start(SHORT)
         described = ended(arn, patience_seconds=60)
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
@@ -377,16 +376,14 @@ def test_publishing_out_of_time(
     assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.FAILED, [])
 
 
-@pytest.mark.usefixtures("alone")
 def test_concluding_out_of_time(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Nobody has written how the study ended: clean-up does, and why."""
-    with out_of_time(cloud, "conclude_study", gates["conclude_study"], study):
+    with without_time("conclude_study"):
         arn = start(SHORT)
         described = ended(arn, patience_seconds=60)
     assert (described["status"], described["error"]) == ("FAILED", TIMED_OUT)
@@ -403,18 +400,16 @@ def test_concluding_out_of_time(
     until(lambda: told in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
 
 
-@pytest.mark.usefixtures("alone")
 def test_judging_and_reconciling_out_of_time(
     cloud: Cloud,
-    study: str,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
-    gates: dict[str, Gate],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """Nobody has ended the server: the study fails without a verdict, and gets one once clean-up has done it."""
     with (
-        out_of_time(cloud, "judge_experiment", gates["judge_experiment"], study),
-        out_of_time(cloud, "reconcile_metrics", gates["reconcile_metrics"], study),
+        without_time("judge_experiment"),
+        without_time("reconcile_metrics"),
     ):
         arn = start(ENDLESS)
         tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
@@ -437,15 +432,16 @@ def test_judging_and_reconciling_out_of_time(
     until(lambda: said in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
 
 
-@pytest.mark.usefixtures("alone")
 def test_cleaning_up_out_of_time(
-    cloud: Cloud, study: str, start: Callable[..., str], gates: dict[str, Gate]
+    cloud: Cloud,
+    start: Callable[..., str],
+    without_time: Callable[[str], AbstractContextManager[None]],
 ) -> None:
     """What it had no time for, the next call does."""
     functions = client(cloud, "lambda")
     arn = start(ENDLESS)
     until(lambda: trains(cloud, arn), 30, "it trains")
-    with out_of_time(cloud, "sweep_tasks", gates["sweep_tasks"], study):
+    with without_time("sweep_tasks"):
         stop(cloud, arn, "before a call without time")
         answer = functions.invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
         assert json.loads(answer["Payload"].read())["errorType"] == TIMED_OUT

@@ -2,6 +2,7 @@
 
 import json
 import threading
+from abc import ABC, abstractmethod
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
@@ -14,14 +15,14 @@ class Refused(Exception):
         self.code = code
 
 
-class JsonService:
+class JsonService(ABC):
     """Use as a context manager; `endpoint` is where it listens."""
 
     endpoint = ""
 
+    @abstractmethod
     def answer(self, action: str, request: dict[str, Any]) -> dict[str, Any]:
         """One API call. Raises Refused."""
-        raise NotImplementedError
 
     def __enter__(self) -> Self:
         service = self
