@@ -63,4 +63,4 @@ def _emitter(role: Role, environ: Mapping[str, str]) -> Emitter:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    process.end(main(sys.argv[1:]))

@@ -3,15 +3,14 @@
 Runs in both roles; knows nothing of why.
 """
 
-import os
 import sys
 import traceback
 
 from contract.errors import LockstepError
 from contract.metrics import TaskFailed
+from runtime import process
 from runtime.emitter import Emitter
 from runtime.ending import VanishedPeer
-from runtime.process import Stopped
 
 MAX_REASON = 4000
 """Longest reason that a record holds."""
@@ -19,7 +18,7 @@ MAX_REASON = 4000
 
 def reason_of(error: BaseException) -> str:
     """Why, in one line however many the error has; with its type where the error is not one of ours."""
-    name = "" if isinstance(error, LockstepError | Stopped) else f"{type(error).__name__}: "
+    name = "" if isinstance(error, LockstepError | process.Stopped) else f"{type(error).__name__}: "
     return "; ".join(line.strip(" -") for line in f"{name}{error}".splitlines())[:MAX_REASON]
 
 
@@ -46,4 +45,4 @@ def _complain(emitter: Emitter, line: str) -> None:
 def abandon(emitter: Emitter, error: LockstepError) -> None:
     """Say why, and end the process from whatever thread: its main thread cannot be waited for."""
     say_failed(emitter, error)
-    os._exit(1)
+    process.end(1)

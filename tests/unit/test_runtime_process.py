@@ -40,6 +40,36 @@ def test_wrong_usage_is_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -
     assert capsys.readouterr().err == "usage: python -m runtime server|worker|prepare\n"
 
 
+# Threads that compute are there when a server ends: a session that frees the last gradient is one.
+ENDS_WHILE_OTHERS_COMPUTE = """
+import runpy, sys, threading
+import torch
+
+def compute():
+    while True:
+        torch.ones(100_000).add_(1)
+        computing.set()
+
+computing = threading.Event()
+for _ in range(2):
+    threading.Thread(target=compute, daemon=True).start()
+computing.wait()
+sys.argv = ["runtime", "nonsense"]
+runpy.run_module("runtime", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_task_ends_with_its_exit_code_whatever_its_threads_are_at() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS_WHILE_OTHERS_COMPUTE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (2, "usage: python -m runtime server|worker|prepare\n")
+
+
 @pytest.mark.parametrize(
     ("environ", "threads"),
     [({}, 1), ({"OMP_NUM_THREADS": ""}, 1), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "16"}, 4)],
