@@ -6,7 +6,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -81,14 +81,10 @@ def processes_of(cloud_state: str) -> list[psutil.Process]:
     """Every process that has to do with the cloud whose files lie there: it, its parts, their descendants."""
     found = []
     for process in psutil.process_iter():
-        try:
-            mentioned = cloud_state in " ".join(process.cmdline()) or cloud_state in "".join(
-                process.environ().values()
-            )
-        except (psutil.NoSuchProcess, psutil.AccessDenied, psutil.ZombieProcess):
-            continue
-        if mentioned:
-            found += [process, *process.children(recursive=True)]
+        # It may end at any moment, while its children are looked for too.
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if cloud_state in " ".join([*process.cmdline(), *process.environ().values()]):
+                found += [process, *process.children(recursive=True)]
     return found
 
 
