@@ -18,7 +18,8 @@ from contract.plan import study_of_group
 from contract.study import Study
 from contract.table import TERMINAL, Status
 from lambdas.causes import readable
-from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.rows import ExperimentRow
+from lambdas.table import ExperimentTable
 
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions.type_defs import DescribeExecutionOutputTypeDef

@@ -3,19 +3,16 @@
 Written by publish_report, read by plan_study.
 """
 
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Self
 
 import boto3
 
 from contract.history import Measured
 from contract.table import EXPIRY, MEASURED_SORT, PARTITION_KEY, SORT_KEY, measured_partition
+from lambdas.rows import expiry
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.service_resource import Table
-
-RETENTION: Final = timedelta(days=365)
-"""As long as rows of studies stay."""
 
 
 class History:
@@ -37,7 +34,7 @@ class History:
             ExpressionAttributeNames={"#expiry": EXPIRY},
             ExpressionAttributeValues={
                 ":measured": measured.model_dump_json(),
-                ":expiry": int((datetime.now(UTC) + RETENTION).timestamp()),
+                ":expiry": expiry(),
             },
         )
 

@@ -5,80 +5,27 @@ Used by functions and by the command line; the only place that speaks DynamoDB t
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from decimal import Decimal
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import boto3
 from boto3.dynamodb.conditions import Key
 from botocore.exceptions import ClientError
-from pydantic import ValidationError
 
 from contract import table as keys
 from contract.errors import StudyRefused
 from contract.forecast import Forecast
-from contract.metrics import MetricRecord, from_mapping, to_mapping
+from contract.metrics import MetricRecord
 from contract.plan import Experiment
 from contract.table import PARTITION_KEY, SORT_KEY, Status
+from lambdas import rows
+from lambdas.rows import Execution, ExperimentRow, StudyRow
 from lambdas.verdict import TaskOutcome, Verdict
 
 if TYPE_CHECKING:
     from mypy_boto3_dynamodb.service_resource import Table
 
-RETENTION = timedelta(days=365)
-"""Rows leave the table after a year; the report in S3 stays."""
-
-SMALLEST = Decimal("1e-100")
-"""Magnitudes below are stored as zero: DynamoDB holds none below 1e-130."""
-
 _OF_ONE_RUN = ("started_at", "ended_at", "cause", "error", "tasks", "warnings")
 """Attributes of an experiment or a study that tell of one run of it."""
-
-
-class Execution(NamedTuple):
-    """Whose study it is. A name, and with it the ARN, is free again 90 days after an execution has ended."""
-
-    arn: str
-    started_at: str
-    """As Step Functions tells it; sets executions of one name apart."""
-
-
-@dataclass(frozen=True)
-class StudyRow:
-    """A study as stored."""
-
-    study_id: str
-    document: dict[str, Any]
-    status: Status
-    created_at: str
-    execution: Execution
-    """With empty fields in rows of before they were written down."""
-    ended_at: str = ""
-    cause: str = ""
-    """Why it was aborted."""
-    forecast: Forecast | None = None
-    """What was expected of it; None where that was not written, or by another version."""
-
-
-@dataclass(frozen=True)
-class ExperimentRow:
-    """An experiment as stored: its plan, how far it has come, and what judging it saw."""
-
-    experiment: Experiment
-    status: Status
-    cause: str = ""
-    started_at: str = ""
-    ended_at: str = ""
-    error: dict[str, str] | None = None
-    """Error and Cause of the state machine, where its own states failed."""
-    tasks: Sequence[TaskOutcome] = ()
-    warnings: Sequence[str] = field(default=())
-
-
-def now() -> str:
-    """The present, as rows carry it."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
 class ExperimentTable:
@@ -104,73 +51,37 @@ class ExperimentTable:
 
         Raises StudyRefused where another execution has planned a study of that name: nothing was written.
         """
-        expires_at = _expiry()
-        study: dict[str, Any] = {
-            PARTITION_KEY: keys.study_partition(study_id),
-            SORT_KEY: keys.STUDY_SORT,
-            "document": json.dumps(document),
-            "status": Status.RUNNING,
-            "created_at": now(),
-            "execution_arn": execution.arn,
-            "execution_started_at": execution.started_at,
-            keys.EXPIRY: expires_at,
-            **({"forecast": forecast.model_dump_json()} if forecast else {}),
-        }
-        experiments: list[dict[str, Any]] = [
-            {
-                PARTITION_KEY: keys.study_partition(study_id),
-                SORT_KEY: keys.experiment_sort(experiment.name),
-                "experiment": experiment.model_dump_json(),
-                "position": position,
-                "status": Status.PLANNED,
-                keys.EXPIRY: expires_at,
-            }
-            for position, experiment in enumerate(plan)
-        ]
-        if not self._put_if_absent(study):
+        if not self._put_if_absent(rows.begun_study(study_id, document, execution, forecast)):
             self._check_planned_by(execution, study_id)
-        self._put_if_absent({**_open_key(study_id), keys.EXPIRY: expires_at})
-        for row in experiments:
-            self._put_if_absent(row)
+        self._put_if_absent(rows.open_study(study_id))
+        for position, experiment in enumerate(plan):
+            self._put_if_absent(rows.planned_experiment(study_id, experiment, position))
 
     def study(self, study_id: str) -> StudyRow | None:
         """The study's own row, or None where there is none."""
-        row = self._table.get_item(Key=_study_key(study_id), ConsistentRead=True).get("Item")
-        if row is None:
-            return None
-        return StudyRow(
-            study_id=study_id,
-            document=json.loads(str(row["document"])),
-            status=Status(str(row["status"])),
-            created_at=str(row["created_at"]),
-            execution=Execution(
-                arn=str(row.get("execution_arn", "")), started_at=str(row.get("execution_started_at", ""))
-            ),
-            ended_at=str(row.get("ended_at", "")),
-            cause=str(row.get("cause", "")),
-            forecast=_forecast(row),
-        )
+        row = self._table.get_item(Key=rows.study_key(study_id), ConsistentRead=True).get("Item")
+        return None if row is None else rows.study_of(study_id, row)
 
     def open_studies(self) -> list[str]:
         """Ids of the studies that were planned and not closed, in no order that means anything."""
-        rows = self._query(keys.OPEN_PARTITION, keys.STUDY_PREFIX)
-        return [str(row[SORT_KEY]).removeprefix(keys.STUDY_PREFIX) for row in rows]
+        found = self._query(keys.OPEN_PARTITION, keys.STUDY_PREFIX)
+        return [str(row[SORT_KEY]).removeprefix(keys.STUDY_PREFIX) for row in found]
 
     def close(self, study_id: str) -> None:
         """Take a study from the open ones: there is nothing left of it to clean up."""
-        self._table.delete_item(Key=_open_key(study_id))
+        self._table.delete_item(Key=rows.open_key(study_id))
 
     def experiments(self, study_id: str) -> list[ExperimentRow]:
         """A study's experiments in the order of its plan."""
-        rows = self._query(keys.study_partition(study_id), keys.EXPERIMENT_PREFIX)
-        return [_experiment_row(row) for row in sorted(rows, key=lambda row: int(row["position"]))]
+        found = self._query(keys.study_partition(study_id), keys.EXPERIMENT_PREFIX)
+        return [rows.experiment_of(row) for row in sorted(found, key=lambda row: int(row["position"]))]
 
     def experiment(self, study_id: str, name: str) -> ExperimentRow:
         """One experiment. Raises KeyError where there is none of that name."""
-        row = self._table.get_item(Key=_experiment_key(study_id, name), ConsistentRead=True).get("Item")
+        row = self._table.get_item(Key=rows.experiment_key(study_id, name), ConsistentRead=True).get("Item")
         if row is None:
             raise KeyError(f"study {study_id} has no experiment {name}")
-        return _experiment_row(row)
+        return rows.experiment_of(row)
 
     def settle(
         self,
@@ -183,26 +94,26 @@ class ExperimentTable:
     ) -> None:
         """Write an experiment's verdict and what it rests on. Clean-up's word is not overwritten."""
         self._update_unless(
-            _experiment_key(experiment.study_id, experiment.name),
+            rows.experiment_key(experiment.study_id, experiment.name),
             forbidden={Status.STOPPING, Status.ABORTED},
             status=verdict.status,
             cause=verdict.cause,
-            tasks=_stored(tasks),
+            tasks=rows.stored_tasks(tasks),
             error=json.dumps(error),
             warnings=list(warnings),
-            ended_at=now(),
+            ended_at=rows.now(),
         )
 
     def explain(self, experiment: Experiment, cause: str) -> None:
         """Write why an experiment has no verdict, unless it has one: its status is left as it is."""
         self._update_unless(
-            _experiment_key(experiment.study_id, experiment.name), forbidden=keys.TERMINAL, cause=cause
+            rows.experiment_key(experiment.study_id, experiment.name), forbidden=keys.TERMINAL, cause=cause
         )
 
     def begin_stop(self, experiment: Experiment) -> None:
         """Mark an experiment that has no verdict as STOPPING: it starts no task from now on, and gets no verdict."""
         self._update_unless(
-            _experiment_key(experiment.study_id, experiment.name),
+            rows.experiment_key(experiment.study_id, experiment.name),
             forbidden=keys.TERMINAL,
             status=Status.STOPPING,
         )
@@ -213,28 +124,28 @@ class ExperimentTable:
         Returns whether it was written.
         """
         return self._update_unless(
-            _experiment_key(experiment.study_id, experiment.name),
+            rows.experiment_key(experiment.study_id, experiment.name),
             forbidden=keys.TERMINAL,
             status=Status.ABORTED,
             cause=cause,
-            tasks=_stored(tasks),
-            ended_at=now(),
+            tasks=rows.stored_tasks(tasks),
+            ended_at=rows.now(),
         )
 
     def end_study(self, study_id: str, status: Status, cause: str = "") -> bool:
         """Write how a study ended, unless it is written already; returns whether it was written."""
         return self._update_unless(
-            _study_key(study_id),
+            rows.study_key(study_id),
             forbidden=keys.TERMINAL,
             status=status,
             cause=cause,
-            ended_at=now(),
+            ended_at=rows.now(),
         )
 
     def completed(self, study_id: str) -> set[str]:
         """Names of the study's experiments that have completed."""
-        rows = self.experiments(study_id)
-        return {row.experiment.name for row in rows if row.status is Status.COMPLETED}
+        found = self.experiments(study_id)
+        return {row.experiment.name for row in found if row.status is Status.COMPLETED}
 
     def clear_unfinished(self, study_id: str) -> list[Experiment]:
         """Make a study that has ended ready to be run again: its experiments that did not complete are PLANNED as new.
@@ -249,19 +160,17 @@ class ExperimentTable:
             self._remove(keys.metrics_partition(study_id, experiment.name), keys.METRIC_PREFIX)
             self._remove(keys.server_partition(study_id, experiment.name), keys.SERVER_PREFIX)
             self._remove(keys.study_partition(study_id), keys.rendezvous_prefix(experiment.name))
-            self._begin_anew(_experiment_key(study_id, experiment.name), Status.PLANNED)
+            self._begin_anew(rows.experiment_key(study_id, experiment.name), Status.PLANNED)
         self._remove(keys.dataset_partition(study_id), keys.DATASET_SORT)
-        self._begin_anew(_study_key(study_id), Status.RUNNING)
+        self._begin_anew(rows.study_key(study_id), Status.RUNNING)
         return unfinished
 
     def put_records(self, records: Iterable[MetricRecord]) -> int:
         """Write metric rows, 25 a call; the same record always lands on the same row. Returns how many."""
-        expires_at = _expiry()
         unique = {tuple(keys.metric_key(record).values()): record for record in records}
         with self._table.batch_writer() as batch:
             for record in unique.values():
-                row = json.loads(json.dumps(to_mapping(record)), parse_float=_storable)
-                batch.put_item(Item={**keys.metric_key(record), keys.EXPIRY: expires_at, **row})
+                batch.put_item(Item=rows.stored_record(record))
         return len(unique)
 
     def records(
@@ -269,19 +178,8 @@ class ExperimentTable:
     ) -> list[MetricRecord]:
         """Metric records of one experiment by emitter, in the order of emission; of one (role, rank) where given."""
         prefix = keys.emitter_prefix(*emitter) if emitter else keys.METRIC_PREFIX
-        rows = self._query(keys.metrics_partition(study_id, experiment), prefix)
-        return [from_mapping(_record_fields(row)) for row in rows]
-
-    def _check_planned_by(self, execution: Execution, study_id: str) -> None:
-        study = self.study(study_id)
-        if study is not None and study.execution != execution:
-            began = study.execution.started_at or study.created_at
-            raise StudyRefused(
-                [
-                    f"study id {study_id}: taken by an execution that started at {began};"
-                    " start this one under another name"
-                ]
-            )
+        found = self._query(keys.metrics_partition(study_id, experiment), prefix)
+        return [rows.record_of(row) for row in found]
 
     def newest(
         self, study_id: str, experiment: str, *, emitter: tuple[str, int], limit: int
@@ -294,7 +192,18 @@ class ExperimentTable:
             ScanIndexForward=False,
             Limit=limit,
         )
-        return [from_mapping(_record_fields(row)) for row in page["Items"]]
+        return [rows.record_of(row) for row in page["Items"]]
+
+    def _check_planned_by(self, execution: Execution, study_id: str) -> None:
+        study = self.study(study_id)
+        if study is not None and study.execution != execution:
+            began = study.execution.started_at or study.created_at
+            raise StudyRefused(
+                [
+                    f"study id {study_id}: taken by an execution that started at {began};"
+                    " start this one under another name"
+                ]
+            )
 
     def _put_if_absent(self, row: dict[str, Any]) -> bool:
         """Write a row unless there is one of its key; returns whether it was written."""
@@ -359,58 +268,6 @@ class ExperimentTable:
                 ExclusiveStartKey=page["LastEvaluatedKey"],
             )
             yield from page["Items"]
-
-
-def _expiry() -> int:
-    return int((datetime.now(UTC) + RETENTION).timestamp())
-
-
-def _study_key(study_id: str) -> dict[str, str]:
-    return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.STUDY_SORT}
-
-
-def _open_key(study_id: str) -> dict[str, str]:
-    return {PARTITION_KEY: keys.OPEN_PARTITION, SORT_KEY: keys.study_partition(study_id)}
-
-
-def _experiment_key(study_id: str, name: str) -> dict[str, str]:
-    return {PARTITION_KEY: keys.study_partition(study_id), SORT_KEY: keys.experiment_sort(name)}
-
-
-def _forecast(row: dict[str, Any]) -> Forecast | None:
-    """Rows live longer than versions: an estimate that is not to be read must not take the study along."""
-    try:
-        return Forecast.model_validate_json(row["forecast"])
-    except (KeyError, ValidationError):
-        return None
-
-
-def _experiment_row(row: dict[str, Any]) -> ExperimentRow:
-    return ExperimentRow(
-        experiment=Experiment.model_validate_json(row["experiment"]),
-        status=Status(row["status"]),
-        cause=row.get("cause", ""),
-        started_at=row.get("started_at", ""),
-        ended_at=row.get("ended_at", ""),
-        error=json.loads(row.get("error", "null")),
-        tasks=[TaskOutcome.model_validate(task) for task in json.loads(row.get("tasks", "[]"))],
-        warnings=row.get("warnings", ()),
-    )
-
-
-def _stored(tasks: Iterable[TaskOutcome]) -> str:
-    """In UTF-8 as it is: a row has 400 KB, and escapes would take up to six times the room."""
-    return json.dumps([task.model_dump(mode="json") for task in tasks], ensure_ascii=False)
-
-
-def _record_fields(row: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in row.items() if name not in {PARTITION_KEY, SORT_KEY, keys.EXPIRY}}
-
-
-def _storable(number: str) -> Decimal:
-    """A JSON number as DynamoDB takes it."""
-    exact = Decimal(number)
-    return exact if abs(exact) >= SMALLEST else Decimal(0)
 
 
 def _is_failed_condition(error: ClientError) -> bool:

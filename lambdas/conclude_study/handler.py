@@ -18,7 +18,8 @@ from contract.errors import StudyFailed
 from contract.table import TERMINAL, Status
 from lambdas.conclude_study.checkpoints import remove_checkpoints
 from lambdas.environment import ConcludeEnvironment
-from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.rows import ExperimentRow
+from lambdas.table import ExperimentTable
 
 logger = Logger(service="conclude_study")
 

@@ -21,7 +21,8 @@ from lambdas.environment import PlanEnvironment
 from lambdas.history import History
 from lambdas.plan_study.launch import VAIN_STARTS, launch_items
 from lambdas.plan_study.quotas import read_quotas
-from lambdas.table import Execution, ExperimentTable
+from lambdas.rows import Execution
+from lambdas.table import ExperimentTable
 
 logger = Logger(service="plan_study")
 

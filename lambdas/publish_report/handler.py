@@ -23,7 +23,8 @@ from lambdas.history import History
 from lambdas.publish_report.costs import measured_of
 from lambdas.publish_report.page import render
 from lambdas.publish_report.results import ExperimentOutcome, StudyOutcome
-from lambdas.table import ExperimentTable, StudyRow
+from lambdas.rows import StudyRow
+from lambdas.table import ExperimentTable
 
 logger = Logger(service="publish_report")
 

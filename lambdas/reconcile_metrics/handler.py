@@ -21,7 +21,8 @@ from lambdas.environment import ReconcileEnvironment
 from lambdas.metric_lines import parse_lines
 from lambdas.reconcile_metrics.gaps import Gaps, find_gaps, settle
 from lambdas.reconcile_metrics.log_lines import metric_lines
-from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.rows import ExperimentRow
+from lambdas.table import ExperimentTable
 from lambdas.task_logs import TaskLogs
 from lambdas.tasks import END_SECONDS, TaskList
 from lambdas.verdict import CLOCKS_DIFFER, TaskOutcome, of_this_run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final, Self
 import boto3
 
 from lambdas.causes import readable
-from lambdas.table import StudyRow
+from lambdas.rows import StudyRow
 
 if TYPE_CHECKING:
     from mypy_boto3_stepfunctions import SFNClient

@@ -15,8 +15,9 @@ from botocore.exceptions import WaiterError
 from contract.plan import preparation_group, study_of_group
 from contract.table import TERMINAL, Status
 from lambdas.environment import SweepEnvironment
+from lambdas.rows import ExperimentRow
 from lambdas.sweep_tasks.executions import MISSING, EndedExecution, Executions
-from lambdas.table import ExperimentRow, ExperimentTable
+from lambdas.table import ExperimentTable
 from lambdas.task_logs import TaskLogs
 from lambdas.tasks import Task, TaskList
 from lambdas.verdict import of_this_run

@@ -17,7 +17,7 @@ import pytest
 
 from cdk import EMBEDDED_CLOUD
 from contract.table import TERMINAL, Status
-from lambdas.table import ExperimentRow
+from lambdas.rows import ExperimentRow
 from local.cloud import Cloud
 from local.deploy import ASSET_BUCKET, STACK
 from tests.e2e.machine import (

@@ -7,7 +7,8 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from moto import mock_aws
 
-from lambdas.table import Execution, ExperimentTable
+from lambdas.rows import Execution
+from lambdas.table import ExperimentTable
 from tests.unit.fake_ecs import CLUSTER, FakeEcs
 
 TABLE, BUCKET, LOG_GROUP = "lockstep-table", "lockstep-results", "lockstep-tasks"

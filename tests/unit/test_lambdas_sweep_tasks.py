@@ -16,8 +16,9 @@ from moto.stepfunctions.models import stepfunctions_backends
 from contract.plan import Experiment, plan, preparation_group
 from contract.study import parse_study
 from contract.table import Status, experiment_sort, study_partition
+from lambdas.rows import Execution
 from lambdas.sweep_tasks.handler import handler
-from lambdas.table import Execution, ExperimentTable
+from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
 from tests.unit.conftest import LOG_GROUP, STACK, TABLE, FunctionContext
 from tests.unit.fake_ecs import FakeEcs, FakeTask, ended

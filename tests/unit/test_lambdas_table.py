@@ -13,7 +13,8 @@ from contract.metrics import MetricRecord, ServerInterval, ServerSummary
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import EXPIRY, TERMINAL, Status
-from lambdas.table import Execution, ExperimentTable
+from lambdas.rows import Execution
+from lambdas.table import ExperimentTable
 from lambdas.verdict import TaskOutcome, Verdict
 from tests.unit.conftest import TABLE
 from tests.unit.metric_records import records
