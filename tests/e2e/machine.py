@@ -27,8 +27,6 @@ LOCKSTEP = str(ROOT / "lockstep")
 QUICK = {"dataset": "synthetic", "epochs": 2, "batch_size": 64, "learning_rate": 0.02}
 """Training of about a second, where a test needs some training but not what it learns."""
 
-WORKER_EPOCH = str(WorkerEpoch.model_fields["kind"].default)
-
 LONG = {"mode": "emulated", "distribution": "constant", "mean_ms": 200}
 """Compute that keeps an experiment running until something happens to it."""
 
@@ -221,9 +219,10 @@ def trained(cloud: Cloud, arn: str, experiment: str) -> set[int]:
 
     From the log: the table has it later, on a busy machine when training is over.
     """
-    records = [from_line(line) for line in logged(cloud, WORKER_EPOCH) if is_metric_line(line)]
+    records = [from_line(line) for line in logged(cloud, "worker_epoch") if is_metric_line(line)]
+    epochs = [record for record in records if isinstance(record, WorkerEpoch)]
     whose = (study_of(arn), experiment)
-    return {record.rank for record in records if (record.study, record.experiment) == whose}
+    return {record.rank for record in epochs if (record.study, record.experiment) == whose}
 
 
 def logged(cloud: Cloud, pattern: str = "") -> list[str]:
@@ -255,8 +254,8 @@ def assert_nothing_left(cloud: Cloud, arn: str) -> None:
 
 
 def await_death(cloud: Cloud, pids: Collection[int]) -> None:
-    """MiniStack calls a task STOPPED before it ends its process, which takes that as long as its stop timeout."""
-    until(lambda: not [pid for pid in pids if lives(cloud, pid)], "no process of an ended task")
+    """MiniStack calls a task STOPPED before it ends its process, which takes that as long as its stop timeout, 5 s."""
+    until(lambda: not [pid for pid in pids if lives(cloud, pid)], "no process of an ended task", 60)
 
 
 def starts_of(cloud: Cloud) -> list[str]:
