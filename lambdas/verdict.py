@@ -52,7 +52,16 @@ class TaskOutcome(BaseModel):
     @property
     def succeeded(self) -> bool:
         """Ended by itself, with exit code 0."""
-        return self.exit_code == 0 and self.stop_code in {"", "EssentialContainerExited"}
+        return self.exit_code == 0 and self._by_itself
+
+    @property
+    def gave_up(self) -> bool:
+        """Ended by itself, with the exit code of a task that says why."""
+        return self.exit_code == 1 and self._by_itself
+
+    @property
+    def _by_itself(self) -> bool:
+        return self.stop_code in {"", "EssentialContainerExited"}
 
     @property
     def label(self) -> str:

@@ -28,7 +28,8 @@ Engine = Literal["process", "docker"]
 
 STEP_SECONDS: Mapping[Engine, float] = {"process": 180, "docker": 900}
 """How long one step of the start may take; a Docker engine's builds the training image."""
-STOP_SECONDS = 20
+STOP_SECONDS = 60
+"""Its parts take 15 s at most; the rest is for a busy machine. What is killed leaves its files."""
 RUN_PREFIX = "run-"
 STEP = "==> "
 """Before each line of the supervisor's log that tells how far the start has come."""

@@ -29,6 +29,8 @@ class Gaps:
     """Emitters → how many of their records are known to be missing; those that miss none are left out."""
     unknown: frozenset[Emitter]
     """Emitters of which an attempt was cut off before a last record: how many it emitted is not known."""
+    speechless: frozenset[Emitter]
+    """Those of them that ended by themselves, with an error: that should be on its way."""
 
     @property
     def suspects(self) -> frozenset[Emitter]:
@@ -37,8 +39,8 @@ class Gaps:
 
     @property
     def closed(self) -> bool:
-        """Nothing is known to be missing."""
-        return not self.missing
+        """Nothing is known to be missing, or likely to come."""
+        return not self.missing and not self.speechless
 
 
 def find_gaps(
@@ -55,9 +57,11 @@ def find_gaps(
         attempts.setdefault(record.attempt, set()).add(record.seq)
     final = {(record.role, record.rank, record.attempt) for record in records if record.kind in FINAL_KINDS}
     ended_well = {(outcome.role, outcome.rank) for outcome in outcomes if outcome.succeeded}
+    ends = {(o.role, o.rank): o for o in sorted(outcomes, key=lambda outcome: outcome.stopped_at)}
     unsummarized = ended_well - summarized(records)
     missing: dict[Emitter, int] = {}
     unknown: set[Emitter] = set()
+    speechless: set[Emitter] = set()
     for emitter in emitters_of(experiment):
         attempts = arrived.get(emitter, {})
         lost = sum(max(there) + 1 - len(there) for there in attempts.values()) + (emitter in unsummarized)
@@ -68,7 +72,9 @@ def find_gaps(
         cut_off = {attempt for attempt in attempts or {0} if (*emitter, attempt) not in final}
         if cut_off - ({last} if emitter in ended_well else set()):
             unknown.add(emitter)
-    return Gaps(missing, frozenset(unknown))
+            if last in cut_off and emitter in ends and ends[emitter].gave_up:
+                speechless.add(emitter)
+    return Gaps(missing, frozenset(unknown), frozenset(speechless))
 
 
 def settle(

@@ -69,7 +69,7 @@ class Sweep:
 
         Where the execution has ended these are all, and it is returned: the study is to be concluded. Where it runs
         they are those of experiments that have a verdict, and the one that prepared the data set; nothing else of such
-        a study is touched.
+        a study is touched. Nor are the rows of one that is redriven meanwhile.
         """
         execution = self.executions.ended(study_id)
         if execution is not None and not execution.is_certain(
@@ -81,8 +81,13 @@ class Sweep:
             return None
         try:
             # First the rows: an experiment that is marked starts no further task.
-            for row in self.table.experiments(study_id):
-                self.table.begin_stop(row.experiment)
+            rows = self.table.experiments(study_id)
+            if self._runs_again(study_id):
+                return None
+            # Not one that had ended by then: it is planned anew as soon as the execution is redriven.
+            for row in rows:
+                if row.status not in TERMINAL:
+                    self.table.begin_stop(row.experiment)
         finally:
             # Whatever became of the rows: no task outlives its execution.
             self._stop(running, execution.reason, orphans=execution.is_long_over)
@@ -94,14 +99,14 @@ class Sweep:
         `is_open`: it was among the open studies. Returns whether it is done; what is not is for the next call. A study
         that was redriven since `begin` is left as it is; one that failed with experiments unfinished is reported anew.
         """
+        # Read before the execution is looked at once more: redriven after that, they are planned anew.
+        study, rows = self.table.study(study_id), self.table.experiments(study_id)
         if self._runs_again(study_id):
             return False
-        study = self.table.study(study_id)
         if study is None:
             return True
         if not execution.is_of(study):
             execution = EndedExecution(MISSING)
-        rows = self.table.experiments(study_id)
         unfinished = [row for row in rows if row.status not in TERMINAL]
         corrected = False
         if unfinished:
@@ -109,7 +114,9 @@ class Sweep:
             if ended is None or self._runs_again(study_id):
                 return False
             corrected = self._abort(study_id, unfinished, execution, ended)
-        aborted = self.table.end_study(study_id, Status.ABORTED, execution.told)
+        aborted = study.status not in TERMINAL and self.table.end_study(
+            study_id, Status.ABORTED, execution.told
+        )
         # Something was aborted before, and the study is open still: whoever wrote so did not live to have it reported.
         unreported = is_open and Status.ABORTED in {study.status, *(row.status for row in rows)}
         if aborted or corrected or unreported:

@@ -5,7 +5,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import boto3
 import psutil
 
+from contract.metrics import WorkerEpoch, from_line, is_metric_line
 from contract.plan import study_of_group
 from contract.results import study_prefix
 from lambdas.causes import readable
@@ -30,12 +31,16 @@ LONG = {"mode": "emulated", "distribution": "constant", "mean_ms": 200}
 """Compute that keeps an experiment running until something happens to it."""
 
 
+PATIENCE_SECONDS = 300.0
+"""For what is sure to come, however slow the machine: a bound for what hangs, and nothing else."""
+
+
 def bare_environment() -> dict[str, str]:
     """What `env -i HOME=$HOME PATH=$PATH` leaves."""
     return {"HOME": os.environ["HOME"], "PATH": os.environ["PATH"]}
 
 
-def lockstep(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+def lockstep(*arguments: str, timeout: float = 2 * PATIENCE_SECONDS) -> subprocess.CompletedProcess[str]:
     """Run the command to its end."""
     return subprocess.run(
         [LOCKSTEP, *arguments],
@@ -67,7 +72,7 @@ def started(*arguments: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         process.wait()
 
 
-def until(condition: Callable[[], Any], patience_seconds: float, what: str) -> Any:
+def until(condition: Callable[[], Any], what: str, patience_seconds: float = PATIENCE_SECONDS) -> Any:
     """The condition's first truthy value."""
     deadline = time.monotonic() + patience_seconds
     while time.monotonic() < deadline:
@@ -79,13 +84,30 @@ def until(condition: Callable[[], Any], patience_seconds: float, what: str) -> A
 
 def processes_of(cloud_state: str) -> list[psutil.Process]:
     """Every process that has to do with the cloud whose files lie there: it, its parts, their descendants."""
-    found = []
+    found, place = [], re.compile(rf"{re.escape(cloud_state)}\b")  # run-12 is not run-123
     for process in psutil.process_iter():
         # It may end at any moment, while its children are looked for too.
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if cloud_state in " ".join([*process.cmdline(), *process.environ().values()]):
+            if place.search(" ".join([*process.cmdline(), *process.environ().values()])):
                 found += [process, *process.children(recursive=True)]
     return found
+
+
+def listeners_of(cloud: Cloud) -> list[str]:
+    """The addresses on which processes of a cloud listen."""
+    found = []
+    for process in processes_of(cloud.state):
+        with suppress(psutil.NoSuchProcess):
+            found += [c.laddr.ip for c in process.net_connections(kind="inet") if c.status == "LISTEN"]
+    return found
+
+
+def lives(cloud: Cloud, pid: int) -> bool:
+    """Whether the process of a task lives. Its number alone does not tell: it may be another's by now."""
+    with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+        command = psutil.Process(pid).cmdline()  # the engine's, which it was forked from; of a zombie, none
+        return "local.engine" in command and any(part.startswith(cloud.state) for part in command)
+    return False
 
 
 def client(cloud: Cloud, service: Any) -> Any:
@@ -107,7 +129,7 @@ def start_study(cloud: Cloud, name: str, document: dict[str, Any]) -> str:
     return started["executionArn"]
 
 
-def await_end(cloud: Cloud, execution_arn: str, patience_seconds: float = 120) -> dict[str, Any]:
+def await_end(cloud: Cloud, execution_arn: str, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, Any]:
     """The description of an execution that has ended."""
     states = client(cloud, "stepfunctions")
 
@@ -115,7 +137,7 @@ def await_end(cloud: Cloud, execution_arn: str, patience_seconds: float = 120) -
         described: dict[str, Any] = states.describe_execution(executionArn=execution_arn)
         return described if described["status"] != "RUNNING" else None
 
-    ended: dict[str, Any] = until(description, patience_seconds, f"the end of {execution_arn}")
+    ended: dict[str, Any] = until(description, f"the end of {execution_arn}", patience_seconds)
     return ended
 
 
@@ -192,6 +214,25 @@ def running_tasks(cloud: Cloud, arn: str | None = None) -> list[RunningTask]:
     return tasks
 
 
+def trained(cloud: Cloud, arn: str, experiment: str) -> set[int]:
+    """The ranks that have come through an epoch of an experiment: the server knows them, and has their gradients.
+
+    From the log: the table has it later, on a busy machine when training is over.
+    """
+    records = [from_line(line) for line in logged(cloud, "worker_epoch") if is_metric_line(line)]
+    epochs = [record for record in records if isinstance(record, WorkerEpoch)]
+    whose = (study_of(arn), experiment)
+    return {record.rank for record in epochs if (record.study, record.experiment) == whose}
+
+
+def logged(cloud: Cloud, pattern: str = "") -> list[str]:
+    """What the tasks of a cloud have written, as far as it is in the log group; lines with `pattern` alone."""
+    events = client(cloud, "logs").get_paginator("filter_log_events")
+    pages = events.paginate(logGroupName=cloud.outputs["LogGroupName"], filterPattern=pattern)
+    found = [event for page in pages for event in page["events"]]
+    return [event["message"] for event in sorted(found, key=lambda event: int(event["timestamp"]))]
+
+
 def ended_tasks(cloud: Cloud, arn: str) -> int:
     """How many tasks of a study have ended."""
     return sum(study_of_group(task["group"]) == study_of(arn) for task in _described(cloud, "STOPPED"))
@@ -203,17 +244,24 @@ def definitions_of(cloud: Cloud, arn: str) -> set[str]:
     return {task["taskDefinitionArn"] for task in tasks if study_of_group(task["group"]) == study_of(arn)}
 
 
-def left_of(cloud: Cloud, arn: str) -> list[str]:
-    """What is left of a study: tasks that have not ended, and processes of any task that it ever had."""
+def assert_nothing_left(cloud: Cloud, arn: str) -> None:
+    """No task of a study has not ended, and soon there is no process of any that it ever had."""
+    tasks = [*_described(cloud, "RUNNING"), *_described(cloud, "STOPPED")]
+    own = [task for task in tasks if study_of_group(task["group"]) == study_of(arn)]
+    assert [task for task in own if task["lastStatus"] != "STOPPED"] == []
     pids = _pids(cloud)
-    left = []
-    for task in [*_described(cloud, "RUNNING"), *_described(cloud, "STOPPED")]:
-        if study_of_group(task["group"]) != study_of(arn):
-            continue
-        pid = pids.get(_short_id(task))
-        if task["lastStatus"] != "STOPPED" or (pid and psutil.pid_exists(pid)):
-            left.append(f"{task['taskArn']} {task['lastStatus']} (pid {pid})")
-    return left
+    await_death(cloud, [pids[_short_id(task)] for task in own if _short_id(task) in pids])
+
+
+def await_death(cloud: Cloud, pids: Collection[int]) -> None:
+    """MiniStack calls a task STOPPED before it ends its process, which takes that as long as its stop timeout, 5 s."""
+    until(lambda: not [pid for pid in pids if lives(cloud, pid)], "no process of an ended task", 60)
+
+
+def starts_of(cloud: Cloud) -> list[str]:
+    """The roles of the tasks that were ever started, in the order of their starts."""
+    log = Path(cloud.state, "engine.log").read_text()
+    return re.findall(r"started ministack-ecs-\w+-(\w+) at ", log)
 
 
 def _described(cloud: Cloud, desired_status: str) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 from contract.table import rendezvous_sort, study_partition
 from local.cloud import Cloud
 from local.deploy import STACK
-from tests.e2e.machine import client, study_of
+from tests.e2e.machine import PATIENCE_SECONDS, client, study_of
 
 TIMED_OUT = "Sandbox.Timedout"
 """What Lambda calls it when a function has run out of time."""
@@ -85,7 +85,7 @@ class Gate(socketserver.ThreadingTCPServer):
         study = self.kept_out
         if study is not None and study.encode() in data:
             self.reached.set()
-            self.opened.wait(60)
+            self.opened.wait(PATIENCE_SECONDS)
 
 
 class _Passage(socketserver.BaseRequestHandler):
@@ -116,21 +116,26 @@ def _is_closed(connection: socket.socket) -> bool:
 
 @contextmanager
 def gated(cloud: Cloud, folder: str) -> Iterator[Gate]:
-    """A function reaches the table through a gate.
+    """A function reaches the table through a gate, and has time to wait there.
 
     For many tests at once: to change a function's configuration is to end its processes, whatever they do.
     """
     functions, name = client(cloud, "lambda"), function_name(cloud, folder)
-    usual = functions.get_function_configuration(FunctionName=name)["Environment"]["Variables"]
+    usual = functions.get_function_configuration(FunctionName=name)
+    variables, timeout = usual["Environment"]["Variables"], usual["Timeout"]
     with Gate(cloud.endpoint) as gate:
         threading.Thread(target=gate.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
         address = f"http://127.0.0.1:{gate.server_address[1]}"
-        variables = {**usual, "AWS_ENDPOINT_URL_DYNAMODB": address}
-        functions.update_function_configuration(FunctionName=name, Environment={"Variables": variables})
+        gated_variables = {**variables, "AWS_ENDPOINT_URL_DYNAMODB": address}
+        functions.update_function_configuration(
+            FunctionName=name, Environment={"Variables": gated_variables}, Timeout=900
+        )
         try:
             yield gate
         finally:
-            functions.update_function_configuration(FunctionName=name, Environment={"Variables": usual})
+            functions.update_function_configuration(
+                FunctionName=name, Environment={"Variables": variables}, Timeout=timeout
+            )
             gate.shutdown()
 
 
@@ -161,21 +166,21 @@ def _trying_again_once(definition: str) -> str:
 
 @contextmanager
 def frozen(cloud: Cloud, role: str, log_before: str) -> Iterator[int]:
-    """The next task of a role does not get to do anything: a server never says where it is. Its process.
+    """The next task of a role, which has more than a moment's work to do, does not get to do it. Its process.
 
     `log_before`: what stood in the engine's log before anything was started that it may be.
     """
     log, begin = Path(cloud.state, "engine.log"), time.monotonic()
     started = re.compile(rf"started ministack-ecs-\w+-{role} at \S+ \(pid (\d+)\)")
     while not (found := started.search(log.read_text().removeprefix(log_before))):
-        assert time.monotonic() - begin < 60, f"no {role} was started"
-        time.sleep(0.005)  # it has some tenths of a second to go
+        assert time.monotonic() - begin < PATIENCE_SECONDS, f"no {role} was started"
+        time.sleep(0.005)
     pid = int(found[1])
     os.kill(pid, signal.SIGSTOP)
     try:
         yield pid
     finally:
-        if Path(f"/proc/{pid}").exists():
+        with suppress(ProcessLookupError):  # clean-up may end it at any moment
             os.kill(pid, signal.SIGCONT)
 
 
@@ -192,8 +197,15 @@ def machine_redefined(cloud: Cloud, change: Callable[[str], str]) -> Iterator[No
 
 
 @contextmanager
-def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
-    """The state machine starts workers whose container is defined otherwise."""
+def idle_servers(cloud: Cloud) -> Iterator[None]:
+    """The state machine starts servers that do nothing: none says where it is."""
+    with container_redefined(cloud, "server", environment=[{"name": "WORKER_AWAY_SECONDS", "value": "3600"}]):
+        yield
+
+
+@contextmanager
+def container_redefined(cloud: Cloud, role: str, **changes: Any) -> Iterator[None]:
+    """The state machine starts tasks of a role whose container is defined otherwise."""
     ecs, states = client(cloud, "ecs"), client(cloud, "stepfunctions")
     machine = cloud.outputs["StateMachineArn"]
     definition = states.describe_state_machine(stateMachineArn=machine)["definition"]
@@ -204,7 +216,7 @@ def worker_container(cloud: Cloud, **changes: Any) -> Iterator[None]:
             for arn in ecs.list_task_definitions()["taskDefinitionArns"]
             if f'"{arn}"' in definition
         )
-        if task["containerDefinitions"][0]["name"] == "worker"
+        if task["containerDefinitions"][0]["name"] == role
     )
     kept = ["family", "cpu", "memory", "networkMode", "requiresCompatibilities", "runtimePlatform"]
     kept += ["executionRoleArn", "taskRoleArn"]

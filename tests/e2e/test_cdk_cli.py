@@ -11,7 +11,7 @@ from cdk import EMBEDDED_CLOUD
 from local.deploy import bootstrap
 from local.emulator import client_environment, start_emulator
 from local.engines import SELF_NAME
-from tests.e2e.machine import ROOT, bare_environment
+from tests.e2e.machine import PATIENCE_SECONDS, ROOT, bare_environment
 
 CDK_CLI = ROOT / ".tools" / "cdk" / "node_modules" / ".bin" / "cdk"
 
@@ -42,7 +42,7 @@ def test_cdk_deploy_creates_the_stack(tmp_path: Path, monkeypatch: pytest.Monkey
             env={**bare, **environment, "PATH": f"{ROOT / '.venv' / 'bin'}:{bare['PATH']}"},
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
 

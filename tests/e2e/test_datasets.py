@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from local.cloud import Cloud
-from tests.e2e.machine import cause_of, client, running_tasks
+from tests.e2e.machine import cause_of, client, logged, running_tasks, starts_of, study_of, until
 from tests.unit.torchvision_files import write_idx
 
 TRAINING = {"dataset": "mnist", "model": "mlp", "epochs": 1}
@@ -26,35 +26,24 @@ def mnist(cloud: Cloud, tmp_path: Path) -> str:
     return bucket
 
 
-def started_since(cloud: Cloud, before: int) -> list[str]:
-    """Roles of the tasks that were started since the log of the task engine had so many lines."""
-    lines = Path(cloud.state, "engine.log").read_text().splitlines()[before:]
-    return [line.split(" at ")[0].rsplit("-", 1)[1] for line in lines if "started ministack-ecs-" in line]
-
-
-def lines_now(cloud: Cloud) -> int:
-    return len(Path(cloud.state, "engine.log").read_text().splitlines())
-
-
 def test_a_data_set_is_prepared_once_for_all_studies_and_damage_is_told_before_any_worker_starts(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]], mnist: str
 ) -> None:
     s3, manifest = client(cloud, "s3"), {"Bucket": mnist, "Key": "datasets/mnist/manifest.json"}
 
     # When two studies that leave training.data out are run
-    described = [ended(start(STUDY, suffix)) for suffix in ("-first", "-second")]
+    first, second = described = [ended(start(STUDY, suffix)) for suffix in ("-first", "-second")]
 
     # Then the first has written a manifest, which the second has found
     assert [each["status"] for each in described] == ["SUCCEEDED", "SUCCEEDED"], described[0].get("cause")
     assert len(json.loads(s3.get_object(**manifest)["Body"].read())["files"]) == 4
-    said = prepared(cloud)
-    assert "was put into" in said[-2]
-    assert "is in s3://" in said[-1]
+    until(lambda: "was put into" in prepared(cloud, first), "what the first one's preparation said")
+    until(lambda: "is in s3://" in prepared(cloud, second), "what the second one's preparation said")
 
     # When one of its files is damaged
     whole = s3.get_object(Bucket=mnist, Key=LABELS)["Body"].read()
     s3.put_object(Bucket=mnist, Key=LABELS, Body=whole[:-1] + b"\5")
-    before = lines_now(cloud)
+    before = starts_of(cloud)
     arn = start(STUDY, "-third")
     failed = ended(arn)
 
@@ -68,8 +57,8 @@ def test_a_data_set_is_prepared_once_for_all_studies_and_damage_is_told_before_a
         " the next study that leaves training.data out fetches it anew: aws s3 rm --recursive"
         f" s3://{mnist}/datasets/mnist/"
     )
-    assert started_since(cloud, before) == ["prepare"]
-    assert running_tasks(cloud) == []
+    assert starts_of(cloud) == [*before, "prepare"]
+    assert running_tasks(cloud, arn) == []
     report = s3.get_object(Bucket=mnist, Key=f"studies/{arn.rsplit(':', 1)[1]}/report.html")["Body"].read()
     assert b"train-labels-idx1-ubyte has other contents" in report
 
@@ -77,22 +66,17 @@ def test_a_data_set_is_prepared_once_for_all_studies_and_damage_is_told_before_a
 def test_data_that_are_not_where_a_study_says_are_one_clear_cause_before_any_worker_starts(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
-    before = lines_now(cloud)
+    before = starts_of(cloud)
     place = f"s3://{cloud.outputs['BucketName']}/datasets/nothing"
     failed = ended(start({**STUDY, "training": {**TRAINING, "data": place}}))
     assert failed["status"] == "FAILED"
     cause = cause_of(failed)
     assert f"DatasetNotReady: mnist: 4 of 4 files are not in {place}: MNIST/raw/train-images" in cause
     assert f"aws s3 cp --recursive --exclude '*.gz' data {place}/" in cause
-    assert started_since(cloud, before) == ["prepare"]
+    assert starts_of(cloud) == [*before, "prepare"]
 
 
-def prepared(cloud: Cloud) -> list[str]:
-    """What the tasks that prepare have said, in the order of time."""
-    pages = (
-        client(cloud, "logs")
-        .get_paginator("filter_log_events")
-        .paginate(logGroupName=cloud.outputs["LogGroupName"], filterPattern="lockstep-prepare")
-    )
-    events = [event for page in pages for event in page["events"]]
-    return [event["message"] for event in sorted(events, key=lambda event: int(event["timestamp"]))]
+def prepared(cloud: Cloud, described: dict[str, Any]) -> str:
+    """What the task that prepared a study's data set has said."""
+    whose = f"lockstep-prepare: {study_of(described['executionArn'])}: "
+    return "".join(line for line in logged(cloud, "lockstep-prepare") if line.startswith(whose))

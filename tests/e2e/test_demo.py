@@ -16,7 +16,7 @@ EXPERIMENTS = [f"{mode}_{n}worker{'s' * (n > 1)}" for n in (1, 2, 4) for mode in
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("results")
-    done = lockstep("demo", "--output", str(output), timeout=400)
+    done = lockstep("demo", "--output", str(output))
     assert done.returncode == 0, done.stderr
     return output / "latest"
 

@@ -22,14 +22,16 @@ from local.cloud import Cloud
 from local.deploy import ASSET_BUCKET, STACK
 from tests.e2e.machine import (
     LONG,
+    PATIENCE_SECONDS,
     QUICK,
     RunningTask,
+    assert_nothing_left,
+    await_death,
     cause_of,
     client,
     definitions_of,
     ended_tasks,
     errors_of,
-    left_of,
     published,
     running_tasks,
     start_study,
@@ -40,12 +42,13 @@ from tests.e2e.machine import (
 from tests.e2e.provocations import (
     TIMED_OUT,
     Gate,
+    container_redefined,
     frozen,
     function_name,
     gated,
+    idle_servers,
     out_of_time,
     task_token,
-    worker_container,
 )
 
 ONE: dict[str, Any] = {"experiments": [{"name": "one", "mode": "sync", "workers": 1}]}
@@ -73,12 +76,12 @@ def timing_out(cloud: Cloud, gates: dict[str, Gate]) -> Iterator[str]:  # noqa: 
     arn: str = states.start_execution(
         stateMachineArn=cloud.outputs["StateMachineArn"], name="timing-out", input=json.dumps(document)
     )["executionArn"]
-    # Before a test freezes the next server that is started.
-    until(lambda: running_tasks(cloud, arn), 60, "its server is started")
+    # Before a test has servers started that do nothing.
+    until(lambda: running_tasks(cloud, arn), "its server is started")
     yield arn
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)
-        until(lambda: not left_of(cloud, arn), 60, "nothing left of the study that is to time out")
+        until(lambda: status_of(cloud, arn) in TERMINAL, "the end of the study that is to time out")
 
 
 def status_of(cloud: Cloud, arn: str) -> Status | None:
@@ -108,11 +111,11 @@ def swept(cloud: Cloud) -> bool:
 
 
 def assert_aborted(cloud: Cloud, arn: str, why: str, experiment: Status = Status.ABORTED) -> None:
-    """Within a minute the table says so and why, the report does, and nothing is left."""
+    """The table says so and why, the report does, and nothing is left."""
     table, study = table_of(cloud), study_of(arn)
-    until(lambda: status_of(cloud, arn) in TERMINAL, 60, f"the end of {study} in the table")
+    until(lambda: status_of(cloud, arn) in TERMINAL, f"the end of {study} in the table")
     # The status is written after clean-up
-    assert left_of(cloud, arn) == []
+    assert_nothing_left(cloud, arn)
     row = table.study(study)
     assert row is not None
     told = f"the execution of the study has ended: ABORTED (Impatience: {why})"
@@ -120,10 +123,15 @@ def assert_aborted(cloud: Cloud, arn: str, why: str, experiment: Status = Status
     assert {(e.status, e.cause) for e in rows_of(cloud, arn)} == {
         (experiment, told if experiment is Status.ABORTED else "")
     }
-    until(lambda: told in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
-    document = json.loads(published(cloud, arn, "study.json") or "")
-    assert (document["status"], document["cause"]) == ("ABORTED", told)
-    until(lambda: study not in table.open_studies(), 10, "the study is closed")
+    until(lambda: told in (published(cloud, arn, "report.html") or ""), "a report that says why")
+
+    def ended() -> bool:
+        document = json.loads(published(cloud, arn, "study.json") or "")
+        return (document["status"], document["cause"]) == ("ABORTED", told)
+
+    # Two may publish at once, of which one does so again where it began before the end
+    until(ended, "results that say why")
+    until(lambda: study not in table.open_studies(), "the study is closed")
 
 
 def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
@@ -134,7 +142,7 @@ def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
     assert (row.status, status_of(cloud, arn)) == (Status.FAILED, Status.FAILED)
     assert row.cause.startswith(cause)
     assert f"one: {cause}" in cause_of(described)
-    assert left_of(cloud, arn) == []
+    assert_nothing_left(cloud, arn)
     page = published(cloud, arn, "report.html")
     assert page is not None
     assert "1 of 1 experiment did not complete" in page
@@ -148,11 +156,11 @@ def test_stopped_in_planning(
     gate = gates["plan_study"]
     with gate.shut(study):
         arn = start(ENDLESS)
-        assert gate.reached.wait(30)
+        assert gate.reached.wait(PATIENCE_SECONDS)
         stop(cloud, arn, "while planning")
         assert swept(cloud)
         gate.opened.set()
-        until(lambda: len(rows_of(cloud, arn)) == 1, 60, "its plan is written")
+        until(lambda: len(rows_of(cloud, arn)) == 1, "its plan is written")
     assert swept(cloud)
     assert_aborted(cloud, arn, "while planning")
     assert ended_tasks(cloud, arn) == 0
@@ -160,7 +168,7 @@ def test_stopped_in_planning(
 
 def test_stopped_before_its_first_task(cloud: Cloud, start: Callable[..., str]) -> None:
     arn = start(ENDLESS)
-    until(lambda: rows_of(cloud, arn), 30, "it is planned")
+    until(lambda: rows_of(cloud, arn), "it is planned")
     stop(cloud, arn, "before its first task")
     assert_aborted(cloud, arn, "before its first task")
 
@@ -175,10 +183,10 @@ def test_stopped_while_its_data_set_is_prepared(cloud: Cloud, start: Callable[..
 
 
 def test_stopped_in_rendezvous(cloud: Cloud, start: Callable[..., str]) -> None:
-    log_before = Path(cloud.state, "engine.log").read_text()
-    arn = start(ENDLESS)
-    with frozen(cloud, "server", log_before):
-        until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
+    with idle_servers(cloud):
+        arn = start(ENDLESS)
+        until(lambda: running_tasks(cloud, arn), "its server is started")
+        until(lambda: task_token(cloud, arn, "one"), "the state machine waits for the server")
         stop(cloud, arn, "in rendezvous")
         assert_aborted(cloud, arn, "in rendezvous")
     (row,) = rows_of(cloud, arn)
@@ -192,21 +200,21 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
     study = {
         "experiments": [{"name": "one", "mode": "sync", "workers": 2, "seed": 7}],
         "training": QUICK,
-        "compute": {**LONG, "mean_ms": 50},
+        "compute": {**LONG, "mean_ms": 100},
     }
     alone = start(study, "-alone")
     assert ended(alone)["status"] == "SUCCEEDED"
 
     # When it runs beside another one, which is stopped in the middle
     victim = start(ENDLESS, "-victim")
-    tasks = until(lambda: trains(cloud, victim), 30, "the victim trains")
+    tasks = until(lambda: trains(cloud, victim), "the victim trains")
     beside = start(study, "-beside")
-    until(lambda: len(running_tasks(cloud, beside)) == 3, 30, "the other one trains")
+    until(lambda: running_tasks(cloud, beside), "the other one is under way")
     stop(cloud, victim, "in training")
 
     # Then the one is gone, and says so
     assert_aborted(cloud, victim, "in training")
-    assert not [task for task in tasks if Path(f"/proc/{task.pid}").exists()]
+    await_death(cloud, [task.pid for task in tasks])
     page = published(cloud, victim, "report.html") or ""
     assert "How its tasks ended" in page
     assert "Last log lines of worker 0" in page
@@ -233,7 +241,7 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
     )
     for arn in (alone, beside):
         assert json.loads(published(cloud, arn, "study.json") or "")["warnings"] == []
-        assert left_of(cloud, arn) == []
+        assert_nothing_left(cloud, arn)
 
 
 @pytest.mark.parametrize("function", STATES[1:])
@@ -244,14 +252,14 @@ def test_stopped_in_its_last_states(
     state = "".join(word.capitalize() for word in function.split("_"))
     with gate.shut(study):
         arn = start(SHORT)
-        assert gate.reached.wait(60)
+        assert gate.reached.wait(PATIENCE_SECONDS)
         stop(cloud, arn, f"in {state}")
         judged = Status.COMPLETED  # what was judged before stays so
         if function == "judge_experiment":
             judged = Status.ABORTED  # and so does what clean-up has written before it was judged
-            until(lambda: {row.status for row in rows_of(cloud, arn)} == {judged}, 60, "clean-up")
+            until(lambda: {row.status for row in rows_of(cloud, arn)} == {judged}, "clean-up")
         if function == "conclude_study":
-            until(lambda: status_of(cloud, arn) is Status.ABORTED, 60, "clean-up comes first")
+            until(lambda: status_of(cloud, arn) is Status.ABORTED, "clean-up comes first")
         gate.opened.set()
         assert_aborted(cloud, arn, f"in {state}", judged)
 
@@ -260,8 +268,8 @@ def test_worker_that_never_starts(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
     """The task engine runs no privileged containers, as Fargate does not; ECS says so in its own words."""
-    with worker_container(cloud, privileged=True):
-        described = ended(start(ENDLESS), patience_seconds=90)  # two further starts, each after a pause
+    with container_redefined(cloud, "worker", privileged=True):
+        described = ended(start(ENDLESS))  # two further starts, each after a pause
     reason = "ResourceInitializationError: unable to pull image or start container"
     page = assert_failed(cloud, described, f"worker 0 never ran: {reason}")
     assert "First to fail: worker 0" in page
@@ -271,13 +279,13 @@ def test_worker_that_never_starts(
 def test_token_that_expires_before_the_server_answers(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
-    log_before = Path(cloud.state, "engine.log").read_text()
-    arn = start(ENDLESS)
-    with frozen(cloud, "server", log_before):
-        token = until(lambda: task_token(cloud, arn, "one"), 30, "the state machine waits for the server")
+    with idle_servers(cloud):
+        arn = start(ENDLESS)
+        until(lambda: running_tasks(cloud, arn), "its server is started")
+        token = until(lambda: task_token(cloud, arn, "one"), "the state machine waits for the server")
         # As Step Functions ends a state that has waited for too long
         client(cloud, "stepfunctions").send_task_failure(taskToken=token, error="States.Timeout", cause="")
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert_failed(
         cloud, described, "States.Timeout: a state has waited for too long; never started: worker 0"
     )
@@ -292,7 +300,7 @@ def without_time(
     ended: Callable[..., dict[str, Any]],
 ) -> Callable[[str], AbstractContextManager[None]]:
     """Takes a function the time for the test's own study; no other study needs it meanwhile."""
-    ended(timing_out, patience_seconds=90)
+    ended(timing_out)
     return lambda function: out_of_time(cloud, function, gates[function], study)
 
 
@@ -309,16 +317,17 @@ def test_judging_out_of_time_costs_no_verdict(
     with without_time("judge_experiment"):
         arn = start(ENDLESS if killed else SHORT)
         if killed:
-            tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
+            tasks = until(lambda: trains(cloud, arn), "server and worker run")
             os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
-        described = ended(arn, patience_seconds=120)
+        described = ended(arn)
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     if killed:
         assert_failed(cloud, described, "worker 0 was killed (exit code 137")
         return
     assert described["status"] == "SUCCEEDED", cause_of(described)
     assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
+    assert status_of(cloud, arn) is Status.COMPLETED
+    assert_nothing_left(cloud, arn)
 
 
 def test_planning_out_of_time(
@@ -330,11 +339,11 @@ def test_planning_out_of_time(
     """Nothing was started, and nothing written."""
     with without_time("plan_study"):
         arn = start(SHORT)
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert (described["status"], errors_of(cloud, arn)) == ("FAILED", [TIMED_OUT])
     assert cause_of(described).startswith(f"the study could not be planned: {TIMED_OUT}: ")
     assert (status_of(cloud, arn), rows_of(cloud, arn)) == (None, [])
-    assert (left_of(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
+    assert (running_tasks(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
 
 
 def test_reconciling_out_of_time(
@@ -346,11 +355,12 @@ def test_reconciling_out_of_time(
     """The verdicts stand; that records may be missing is a warning of the report."""
     with without_time("reconcile_metrics"):
         arn = start(SHORT)
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert described["status"] == "SUCCEEDED", cause_of(described)
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.COMPLETED, [])
+    assert status_of(cloud, arn) is Status.COMPLETED
+    assert_nothing_left(cloud, arn)
     (warning,) = json.loads(published(cloud, arn, "study.json") or "")["warnings"]
     assert (
         warning
@@ -368,12 +378,13 @@ def test_publishing_out_of_time(
     """A study without a report has failed, whatever its experiments did."""
     with without_time("publish_report"):
         arn = start(SHORT)
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     assert cause_of(described).startswith(f"the report could not be published: {TIMED_OUT}: ")
     assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert (status_of(cloud, arn), left_of(cloud, arn)) == (Status.FAILED, [])
+    assert status_of(cloud, arn) is Status.FAILED
+    assert_nothing_left(cloud, arn)
 
 
 def test_concluding_out_of_time(
@@ -385,10 +396,10 @@ def test_concluding_out_of_time(
     """Nobody has written how the study ended: clean-up does, and why."""
     with without_time("conclude_study"):
         arn = start(SHORT)
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert (described["status"], described["error"]) == ("FAILED", TIMED_OUT)
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
-    until(lambda: status_of(cloud, arn) in TERMINAL, 60, "clean-up")
+    until(lambda: status_of(cloud, arn) in TERMINAL, "clean-up")
     row, told = (
         table_of(cloud).study(study_of(arn)),
         f"the execution of the study has ended: FAILED ({TIMED_OUT}: ",
@@ -396,8 +407,8 @@ def test_concluding_out_of_time(
     assert row is not None
     assert (row.status, row.cause.startswith(told)) == (Status.ABORTED, True), row.cause
     assert [(each.status, each.cause) for each in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert left_of(cloud, arn) == []
-    until(lambda: told in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
+    assert_nothing_left(cloud, arn)
+    until(lambda: told in (published(cloud, arn, "report.html") or ""), "a report that says why")
 
 
 def test_judging_and_reconciling_out_of_time(
@@ -412,24 +423,24 @@ def test_judging_and_reconciling_out_of_time(
         without_time("reconcile_metrics"),
     ):
         arn = start(ENDLESS)
-        tasks = until(lambda: trains(cloud, arn), 30, "server and worker run")
+        tasks = until(lambda: trains(cloud, arn), "server and worker run")
         server, worker = (
             next(task.pid for task in tasks if task.role == role) for role in ("server", "worker")
         )
         # It outlives its worker, until clean-up has it killed
         os.kill(server, signal.SIGSTOP)
         os.kill(worker, signal.SIGKILL)
-        described = ended(arn, patience_seconds=60)
+        described = ended(arn)
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
     assert errors_of(cloud, arn).count(TIMED_OUT) == 4
     said = "1 of 1 experiments have not ended: one"
     assert cause_of(described).startswith(said)
-    until(lambda: status_of(cloud, arn) in TERMINAL, 60, "clean-up")
+    until(lambda: status_of(cloud, arn) in TERMINAL, "clean-up")
     # The status is written after clean-up
-    assert left_of(cloud, arn) == []
+    assert_nothing_left(cloud, arn)
     assert {status_of(cloud, arn), *(row.status for row in rows_of(cloud, arn))} == {Status.ABORTED}
     assert all(f"FAILED (StudyFailed: {said}" in row.cause for row in rows_of(cloud, arn))
-    until(lambda: said in (published(cloud, arn, "report.html") or ""), 60, "a report that says why")
+    until(lambda: said in (published(cloud, arn, "report.html") or ""), "a report that says why")
 
 
 def test_cleaning_up_out_of_time(
@@ -440,7 +451,7 @@ def test_cleaning_up_out_of_time(
     """What it had no time for, the next call does."""
     functions = client(cloud, "lambda")
     arn = start(ENDLESS)
-    until(lambda: trains(cloud, arn), 30, "it trains")
+    until(lambda: trains(cloud, arn), "it trains")
     with without_time("sweep_tasks"):
         stop(cloud, arn, "before a call without time")
         answer = functions.invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
@@ -480,7 +491,7 @@ def test_updated_stack(cloud: Cloud, second: Cloud, study: str) -> None:
     # Given the first of two experiments, one at a time
     two = [{"name": name, "mode": "sync", "workers": 1} for name in ("first", "next")]
     arn = start_study(second, study, {**ENDLESS, "experiments": two, "max_parallel_experiments": 1})
-    tasks = until(lambda: trains(second, arn), 60, "the first one trains")
+    tasks = until(lambda: trains(second, arn), "the first one trains")
 
     # When the stack is deployed anew
     ecs, cloudformation = client(second, "ecs"), client(second, "cloudformation")
@@ -504,23 +515,23 @@ def test_updated_stack(cloud: Cloud, second: Cloud, study: str) -> None:
 
     # Then the next one trains as the first one did
     os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
-    until(lambda: {t.experiment for t in trains(second, arn) or []} == {"next"}, 60, "the next one trains")
+    until(lambda: {t.experiment for t in trains(second, arn) or []} == {"next"}, "the next one trains")
     assert definitions_of(second, arn) <= began_with
 
 
 def test_deleted_stack(cloud: Cloud, second: Cloud, study: str) -> None:
     arn = start_study(second, study, ENDLESS)
-    tasks = until(lambda: trains(second, arn), 60, "its tasks are running")
+    tasks = until(lambda: trains(second, arn), "its tasks are running")
     delete_second_stack(cloud)
     # Nothing of its study is left
-    assert not [task for task in tasks if Path(f"/proc/{task.pid}").exists()]
+    await_death(cloud, [task.pid for task in tasks])
     described = client(cloud, "stepfunctions").describe_execution(executionArn=arn)
     assert (described["status"], described["error"]) == ("ABORTED", "StackDeleted")
 
 
 def test_timed_out(cloud: Cloud, timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
     """It has trained beside the other tests of this file."""
-    described = ended(timing_out, patience_seconds=90)
+    described = ended(timing_out)
     said = f"training did not end within EXPERIMENT_TIMEOUT_SECONDS={TIMEOUT_SECONDS}"
     page = assert_failed(cloud, described, f"server failed: {said}")
     assert "First to fail: server" in page

@@ -8,7 +8,6 @@ real, from a running cloud.
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -39,7 +38,7 @@ from tests.e2e.grants import (
     stale,
     superfluous,
 )
-from tests.e2e.machine import LONG, QUICK, await_end, client, running_tasks, start_study, until
+from tests.e2e.machine import LONG, QUICK, await_end, client, running_tasks, start_study, trained, until
 from tests.e2e.provocations import function_name
 from tests.infrastructure.test_permissions import FUNCTION_TRACES, LOG_DELIVERY, MACHINE_TRACES, OWN_LOGS
 from tests.unit.torchvision_files import write_idx
@@ -138,7 +137,7 @@ class Exercised(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def exercised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exercised]:
+def exercised(tmp_path_factory: pytest.TempPathFactory) -> Exercised:
     folder = tmp_path_factory.mktemp("permissions")
     decisions = folder / "decisions.jsonl"
     with pytest.MonkeyPatch.context() as patch:
@@ -152,11 +151,12 @@ def exercised(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exercised]:
         _run_untaken(cloud, roles["FunctionsJudgeExperimentRole"])
         _run_under_a_taken_name(cloud)
         ends = {removal.study: _run_without(cloud, roles[removal.role], removal) for removal in REMOVALS}
-        until(lambda: all(rule in decisions.read_text() for rule in rules), 90, "every schedule has come")
+        until(lambda: all(rule in decisions.read_text() for rule in rules), "every schedule has come")
         _delete_the_stack(cloud)
-        yield Exercised(policies, recorded(decisions, holders), ends)
     finally:
         cloud.stop()
+    # Nobody writes to it any more
+    return Exercised(policies, recorded(decisions, holders), ends)
 
 
 def test_no_grant_is_missing(exercised: Exercised) -> None:
@@ -204,7 +204,10 @@ def _hasten_schedules(cloud: Cloud) -> list[str]:
 
 
 def _run_side_by_side(cloud: Cloud, folder: Path) -> None:
-    """Data from the bucket, checkpoints of which one is damaged, a task that outlives its experiment, and an abort."""
+    """Data from the bucket, checkpoints of which one is damaged, a task that outlives its experiment, and an abort.
+
+    What is redriven starts when the others have come so far: its one worker is to be killed in seconds.
+    """
     s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
     write_idx(folder / "MNIST" / "raw", train=[0, 1] * 16)
     for file in sorted((folder / "MNIST" / "raw").iterdir()):
@@ -216,25 +219,26 @@ def _run_side_by_side(cloud: Cloud, folder: Path) -> None:
         "keeping": _slow("keeping", checkpoint={"interval_seconds": 1}),
         "leaving": _slow("leaving"),
         "aborted": _slow("aborted", training={**QUICK, "epochs": 100}),
-        "redriven": _slow(
-            "redriven",
-            training={**QUICK, "epochs": 6, "batch_size": 128},
-            checkpoint={"interval_seconds": 0.5},
-        ),
     }
     arns = {name: start_study(cloud, name, study) for name, study in studies.items()}
     _leave_a_server(cloud, "leaving")
     _stop_in_the_middle(cloud, arns["aborted"])
+    redriven = _slow(
+        "redriven",
+        training={**QUICK, "epochs": 6, "batch_size": 128},
+        checkpoint={"interval_seconds": 0.5},
+    )
+    arns["redriven"] = start_study(cloud, "redriven", redriven)
     _redrive(cloud, arns["redriven"])
     ends = {name: await_end(cloud, arn) for name, arn in arns.items()}
     causes = {name: ends[name].get("cause") for name in ("reading", "keeping", "redriven")}
     assert not any(causes.values()), causes
-    until(lambda: not running_tasks(cloud), 60, "no task left")
+    until(lambda: not running_tasks(cloud), "no task left")
 
 
 def _stop_in_the_middle(cloud: Cloud, arn: str) -> None:
     name = arn.rsplit(":", 1)[1]
-    until(lambda: sum(task.experiment == name for task in running_tasks(cloud)) == 2, 60, f"tasks of {name}")
+    until(lambda: len(running_tasks(cloud, arn)) == 2, f"tasks of {name}")
     client(cloud, "stepfunctions").stop_execution(executionArn=arn)
 
 
@@ -248,7 +252,7 @@ def _leave_a_server(cloud: Cloud, name: str) -> None:
         groups = [task for task in tasks if task["group"] == f"{name}/{name}"]
         return next((task for task in groups if task["containers"][0]["name"] == "server"), None)
 
-    task = until(server, 60, f"the server of {name}")
+    task = until(server, f"the server of {name}")
     (override,) = task["overrides"]["containerOverrides"]
     environment = {pair["name"]: pair["value"] for pair in override["environment"]}
     environment["WORKER_AWAY_SECONDS"] = "3600"
@@ -263,16 +267,15 @@ def _leave_a_server(cloud: Cloud, name: str) -> None:
 
 
 def _redrive(cloud: Cloud, arn: str) -> None:
-    """Run again what failed, where one of its workers was killed when there were checkpoints."""
+    """Run again what failed, where its worker was killed in training, when there were checkpoints."""
     name = arn.rsplit(":", 1)[1]
     s3, bucket = client(cloud, "s3"), cloud.outputs["BucketName"]
     kept = f"checkpoints/{name}/"
-    until(lambda: s3.list_objects_v2(Bucket=bucket, Prefix=kept)["KeyCount"], 60, f"checkpoints of {name}")
-    for task in running_tasks(cloud):
-        if task.experiment == name and task.role == "worker":
-            os.kill(task.pid, signal.SIGKILL)
+    until(lambda: trained(cloud, arn, name), f"{name} trains")
+    until(lambda: s3.list_objects_v2(Bucket=bucket, Prefix=kept)["KeyCount"], f"checkpoints of {name}")
+    (worker,) = (task for task in running_tasks(cloud, arn) if task.role == "worker")
+    os.kill(worker.pid, signal.SIGKILL)
     assert await_end(cloud, arn)["status"] == "FAILED"
-    time.sleep(3)  # the sweep that the failure brought about is over
     client(cloud, "stepfunctions").redrive_execution(executionArn=arn)
 
 
@@ -313,8 +316,8 @@ def _run_without(cloud: Cloud, role: str, removal: Removal) -> dict[str, Any]:
 
 def _delete_the_stack(cloud: Cloud) -> None:
     """In the middle of a study."""
-    start_study(cloud, "deleted", _slow("deleted", training={**QUICK, "epochs": 100}))
-    until(lambda: len(running_tasks(cloud)) == 2, 60, "tasks of deleted")
+    arn = start_study(cloud, "deleted", _slow("deleted", training={**QUICK, "epochs": 100}))
+    until(lambda: len(running_tasks(cloud, arn)) == 2, "tasks of deleted")
     cloudformation = client(cloud, "cloudformation")
     cloudformation.delete_stack(StackName=STACK)
     cloudformation.get_waiter("stack_delete_complete").wait(StackName=STACK, WaiterConfig={"Delay": 1})

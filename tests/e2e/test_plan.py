@@ -1,6 +1,8 @@
 """A plan on the embedded cloud: by the command and by the state machine, and that neither starts anything."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,15 @@ from contract.results import study_prefix
 from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import client_environment
-from tests.e2e.machine import QUICK, client, lockstep, running_tasks
+from tests.e2e.machine import (
+    PATIENCE_SECONDS,
+    QUICK,
+    ROOT,
+    bare_environment,
+    client,
+    running_tasks,
+    starts_of,
+)
 
 DRY = {"preset": "recommended", "training": QUICK, "dry_run": True}
 
@@ -24,17 +34,13 @@ def table(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> ExperimentTable:
     return ExperimentTable.named(cloud.outputs["TableName"])
 
 
-def started(cloud: Cloud) -> int:
-    return Path(cloud.state, "engine.log").read_text().count("started ")
-
-
 def test_a_dry_run_succeeds_with_its_plan_and_leaves_no_task_and_no_row(
     cloud: Cloud,
     start: Callable[..., str],
     ended: Callable[..., dict[str, Any]],
     table: ExperimentTable,
 ) -> None:
-    before = started(cloud)
+    before = starts_of(cloud)
     arn = start(DRY)
     described = ended(arn)
     assert described["status"] == "SUCCEEDED", described
@@ -45,21 +51,21 @@ def test_a_dry_run_succeeds_with_its_plan_and_leaves_no_task_and_no_row(
     study_id = arn.rsplit(":", 1)[1]
     assert table.study(study_id) is None
     assert table.experiments(study_id) == []
-    assert started(cloud) == before
+    assert starts_of(cloud) == before
     assert running_tasks(cloud) == []
 
 
 def test_a_study_above_its_bound_is_refused_with_the_breakdown_and_starts_nothing(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]], table: ExperimentTable
 ) -> None:
-    before = started(cloud)
+    before = starts_of(cloud)
     arn = start({"training": QUICK, "max_cost_usd": 0.0001})
     described = ended(arn)
     assert (described["status"], described["error"]) == ("FAILED", "StudyRefused")
     assert "max_cost_usd: the study would cost $" in described["cause"]
     assert "public IPv4 $" in described["cause"]
     assert table.study(arn.rsplit(":", 1)[1]) is None
-    assert started(cloud) == before
+    assert starts_of(cloud) == before
 
 
 def test_real_compute_is_planned_from_the_study_before_it(
@@ -103,17 +109,48 @@ def cost_of(cloud: Cloud, execution_arn: str) -> dict[str, Any]:
     return cost
 
 
+APART = """
+import sys
+from pathlib import Path
+from cli import __main__ as command
+command.UP = Path(sys.argv.pop(1))
+command.main()
+"""
+"""The command with another place for what is up: runs of other tests, meanwhile, would take that cloud for theirs."""
+
+Lockstep = Callable[..., subprocess.CompletedProcess[str]]
+
+
 @pytest.fixture
-def up() -> Iterator[None]:
+def lockstep(tmp_path: Path) -> Lockstep:
+    """Run the command to its end, where no cloud is up but its own."""
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-c", APART, str(tmp_path / "up"), *arguments],
+            cwd=ROOT,
+            env=bare_environment() | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=2 * PATIENCE_SECONDS,
+            check=False,
+        )
+
+    return run
+
+
+@pytest.fixture
+def up(lockstep: Lockstep) -> Iterator[None]:
     """The cloud that `lockstep up` starts."""
-    assert lockstep("up").returncode == 0
+    started = lockstep("up")
+    assert started.returncode == 0, started.stderr
     yield
     lockstep("down")
 
 
 @pytest.mark.usefixtures("up")
 def test_the_command_plans_with_the_cloud_that_is_up_and_runs_a_dry_run_there(
-    study_file: Callable[[dict[str, Any]], Path], tmp_path: Path
+    lockstep: Lockstep, study_file: Callable[[dict[str, Any]], Path], tmp_path: Path
 ) -> None:
     file = study_file({key: value for key, value in DRY.items() if key != "dry_run"})
     done = lockstep("plan", str(file), "--local")
@@ -130,6 +167,7 @@ def test_the_command_plans_with_the_cloud_that_is_up_and_runs_a_dry_run_there(
 
 
 def test_without_a_cloud_the_command_plans_from_the_document_alone(
+    lockstep: Lockstep,
     study_file: Callable[[dict[str, Any]], Path],
 ) -> None:
     done = lockstep("plan", str(study_file({"training": QUICK})), "--local", "--json")

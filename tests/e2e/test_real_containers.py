@@ -20,12 +20,12 @@ from docker.models.images import Image
 from local.cloud import STATE
 from local.docker_proxy.rewriting import CLOUD_LABEL
 from local.docker_proxy.upstream import engine_url
-from tests.e2e.machine import LOCKSTEP, LONG, QUICK, ROOT, bare_environment, until
+from tests.e2e.machine import LOCKSTEP, LONG, PATIENCE_SECONDS, QUICK, ROOT, bare_environment, until
 
 # docker-py leaves the sockets of surplus pooled connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
-BUILD_SECONDS = 240
+BUILD_SECONDS = 600
 """For a run to be under way where the image has to be built first."""
 
 IMAGE_BYTES = 900_000_000
@@ -85,7 +85,7 @@ def test_the_demo_runs_in_real_containers(engine: docker.DockerClient, tmp_path:
             seen.update(containers_of(engine, process))
             return process.poll() is not None
 
-        until(ended, BUILD_SECONDS + 240, "the demo has ended")
+        until(ended, "the demo has ended", BUILD_SECONDS + PATIENCE_SECONDS)
 
         # Then its six experiments completed, in one container for each task, and none is left
         assert process.returncode == 0, log.read_text()
@@ -148,9 +148,9 @@ def test_an_interrupted_run_leaves_no_container(
     study = str(study_file(endless))
     output, log = tmp_path / "results", tmp_path / "log"
     with running("run", study, "--local", output=output, log=log) as process:
-        until(lambda: len(containers_of(engine, process)) == 3, BUILD_SECONDS, "its tasks are running")
+        until(lambda: len(containers_of(engine, process)) == 3, "its tasks are running", BUILD_SECONDS)
 
         os.kill(process.pid, number)
-        process.wait(90)
+        process.wait(PATIENCE_SECONDS)
 
-        until(lambda: not containers_of(engine, process), 60, "no container of its cloud left")
+        until(lambda: not containers_of(engine, process), "no container of its cloud left")

@@ -9,7 +9,7 @@ from contract.forecast import Forecast
 from contract.plan import study_of_group
 from contract.study import PRESET_WORKERS, Preset
 from local.cloud import Cloud
-from tests.e2e.machine import ROOT, client, running_tasks, study_of
+from tests.e2e.machine import PATIENCE_SECONDS, ROOT, client, running_tasks, study_of
 
 FULL = {
     "preset": "full",
@@ -50,7 +50,7 @@ def test_the_full_matrix_succeeds_within_the_planned_tasks_and_events(
 
     # When it runs
     arn = start(FULL)
-    described = ended(arn, patience_seconds=600)
+    described = ended(arn, patience_seconds=4 * PATIENCE_SECONDS)
 
     # Then all of it completed, and never did more run than planned
     assert described["status"] == "SUCCEEDED", described.get("cause")

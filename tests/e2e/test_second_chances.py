@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import time
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
@@ -15,9 +14,9 @@ from contract.table import Status
 from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import client_environment
-from tests.e2e.machine import LONG, QUICK, RunningTask, client, running_tasks, until
+from tests.e2e.machine import LONG, QUICK, RunningTask, client, running_tasks, trained, until
 
-TRAINING = {**QUICK, "epochs": 16, "batch_size": 128}
+TRAINING = {**QUICK, "epochs": 32, "batch_size": 128}
 
 
 @pytest.fixture
@@ -53,12 +52,11 @@ def test_a_spot_worker_that_was_struck_is_started_again_and_one_that_gave_up_is_
         "worker": {"cpu": 1024, "memory": 2048, "spot": True},
     }
     arn = start(study)
-    until(lambda: len(running_tasks(cloud)) == 4, 60, "a server and three workers running")
+    until(lambda: trained(cloud, arn, "spot") == {0, 1, 2}, "three workers train")
     first, other = worker(cloud, "spot", 1), worker(cloud, "spot", 2)
     assert first is not None
     assert other is not None
     assert capacities(cloud, "spot") == ["FARGATE", *["FARGATE_SPOT"] * 3]
-    time.sleep(3)
 
     # When one of them dies without a word, and another one ends by itself with exit code 1
     os.kill(first.pid, signal.SIGKILL)
@@ -69,9 +67,9 @@ def test_a_spot_worker_that_was_struck_is_started_again_and_one_that_gave_up_is_
         found = worker(cloud, "spot", 1)
         return found if found is not None and found.pid != first.pid else None
 
-    until(again, 30, "the worker is running again")
+    until(again, "the worker is running again")
     # And the study completes, and says who came back and who did not
-    described = ended(arn, patience_seconds=180)
+    described = ended(arn)
     assert described["status"] == "SUCCEEDED", described.get("cause")
     metrics = result(cloud, arn, "spot")["server_metrics"]
     assert (sorted(metrics["lost_workers"]), metrics["rejoined_workers"]) == ([1, 2], [1])
@@ -99,23 +97,23 @@ def test_a_redriven_study_runs_what_failed_and_nothing_else(
     study = {
         "experiments": [
             {"name": "victim", "mode": "sync", "workers": 2},
-            {"name": "sibling", "mode": "async", "workers": 1},
+            {"name": "sibling", "mode": "async", "workers": 2},
         ],
-        "training": {**TRAINING, "epochs": 8},
+        "training": {**TRAINING, "epochs": 10},
         "compute": LONG,
     }
     arn = start(study)
     study_id = arn.rsplit(":", 1)[1]
-    victim = until(lambda: worker(cloud, "victim", 0), 60, "a worker of the victim running")
-    time.sleep(2)
+    until(lambda: trained(cloud, arn, "victim") == {0, 1}, "the victim trains")
+    victim = worker(cloud, "victim", 0)
+    assert victim is not None
     os.kill(victim.pid, signal.SIGKILL)
     described = ended(arn)
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
     failed, completed = table.experiments(study_id)
     assert (failed.status, completed.status) == (Status.FAILED, Status.COMPLETED)
-    time.sleep(3)  # clean-up has heard of the failure by then
 
-    # When its execution is redriven
+    # When its execution is redriven, whether clean-up has heard of the failure or not
     client(cloud, "stepfunctions").redrive_execution(executionArn=arn)
 
     # Then it succeeds, what had completed was not run again, and of what had failed only the new run counts

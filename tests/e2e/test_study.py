@@ -13,7 +13,17 @@ from contract.results import study_prefix
 from lambdas.table import ExperimentTable
 from local.cloud import Cloud
 from local.emulator import client_environment
-from tests.e2e.machine import QUICK, ROOT, bare_environment, client, processes_of, running_tasks
+from tests.e2e.machine import (
+    PATIENCE_SECONDS,
+    QUICK,
+    ROOT,
+    bare_environment,
+    client,
+    listeners_of,
+    logged,
+    running_tasks,
+    starts_of,
+)
 from tests.unit.torchvision_files import write_idx
 
 AWS_CLI = ROOT / ".tools" / "aws" / "bin" / "aws"
@@ -33,7 +43,7 @@ def aws(cloud: Cloud) -> Callable[..., str]:
             env=environment,
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
         assert done.returncode == 0, done.stderr
@@ -70,7 +80,7 @@ def test_aws_cli_alone_gets_quick_start_and_report(
     # And rows in the table account for every metric line in the log group, one for one
     for name, value in client_environment(cloud.endpoint).items():
         monkeypatch.setenv(name, value)
-    lines = [line for line in _log_lines(cloud) if is_metric_line(line)]
+    lines = [line for line in logged(cloud) if is_metric_line(line)]
     emitted = sorted(json.dumps(to_mapping(from_line(line)), sort_keys=True) for line in lines)
     emitted = [line for line in emitted if json.loads(line)["study"] == "cli"]
     table = ExperimentTable.named(cloud.outputs["TableName"])
@@ -114,32 +124,18 @@ def test_every_file_of_the_results_tree_is_there(
 def test_state_machine_refuses_a_bad_study_without_starting_a_task(
     cloud: Cloud, start: Callable[..., str], ended: Callable[..., dict[str, Any]]
 ) -> None:
-    before = len(Path(cloud.state, "engine.log").read_text().splitlines())
+    before = starts_of(cloud)
     described = ended(start({"matrix": {"workers": [0]}, "sedes": [1]}))
     assert (described["status"], described["error"]) == ("FAILED", "StudyRefused")
     assert "matrix.workers[0]" in described["cause"]
     assert "did you mean 'seeds'?" in described["cause"]
-    assert len(Path(cloud.state, "engine.log").read_text().splitlines()) == before
+    assert starts_of(cloud) == before
 
 
 def test_listeners_of_the_cloud_are_on_loopback(cloud: Cloud) -> None:
-    listeners = [
-        connection.laddr.ip
-        for process in processes_of(cloud.state)
-        for connection in process.net_connections(kind="inet")
-        if connection.status == "LISTEN"
-    ]
+    listeners = listeners_of(cloud)
     assert len(listeners) >= 2
     assert all(address.startswith("127.") for address in listeners)
-
-
-def _log_lines(cloud: Cloud) -> list[str]:
-    pages = (
-        client(cloud, "logs")
-        .get_paginator("filter_log_events")
-        .paginate(logGroupName=cloud.outputs["LogGroupName"])
-    )
-    return [event["message"] for page in pages for event in page["events"]]
 
 
 def test_data_come_from_the_deployments_bucket_and_sync_training_repeats_bit_for_bit(

@@ -10,7 +10,7 @@ import pytest
 from aws_lambda_powertools.utilities.typing import LambdaContext
 from ministack.services.cloudwatch_logs import _compile_filter_pattern
 
-from contract.metrics import MetricRecord, to_line
+from contract.metrics import MetricRecord, TaskFailed, to_line
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
@@ -256,6 +256,43 @@ def test_a_killed_workers_last_words_are_looked_for_and_the_cause_is_settled(
     )
     assert list(row.tasks) == tasks
     assert table.experiment("study-1", one.name).status is Status.COMPLETED
+
+
+@pytest.mark.usefixtures("streams")
+def test_the_last_words_of_one_that_gave_up_are_waited_for(
+    table: ExperimentTable,
+    experiments: list[Experiment],
+    context: LambdaContext,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """They are neither rows nor in the log yet: a task's end is told sooner than its last lines are."""
+    monkeypatch.setenv("PATIENCE_SECONDS", "60")
+    two, one = experiments
+    judge_well(table, one)
+    table.put_records(records_of(one))
+    tasks = [
+        TaskOutcome(role="server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
+        TaskOutcome(role="worker", rank=0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
+        TaskOutcome(role="worker", rank=1, exit_code=137, stopped_at="2026-03-01T12:00:03"),
+    ]
+    table.settle(two, Verdict(Status.FAILED, "server exited with code 1"), tasks=tasks)
+    said = failed_outcome(two).records
+    table.put_records(record for record in said if not isinstance(record, TaskFailed))
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        words = [record for record in said if isinstance(record, TaskFailed)]
+        table.put_records(words[: len(pauses)])
+
+    monkeypatch.setattr("lambdas.reconcile_metrics.handler.time.sleep", sleep)
+    call(context)
+    assert pauses == [0.25, 0.5]
+    row = table.experiment("study-1", two.name)
+    assert row.cause.startswith("worker 1 was killed (exit code 137: ")
+    assert ". Then: server failed: worker 1 was lost" in row.cause
+    assert "its log stream may say why" not in row.cause
+    assert list(row.warnings) == []
 
 
 @pytest.mark.usefixtures("streams")

@@ -17,6 +17,8 @@ from contract.plan import Experiment, plan, preparation_group
 from contract.study import parse_study
 from contract.table import Status, experiment_sort, study_partition
 from lambdas.rows import Execution
+from lambdas.sweep_tasks.executions import EndedExecution
+from lambdas.sweep_tasks.executions import Executions as LookedAt
 from lambdas.sweep_tasks.handler import handler
 from lambdas.table import ExperimentTable
 from lambdas.verdict import Verdict
@@ -481,6 +483,41 @@ def test_an_execution_that_was_redriven_meanwhile_is_left_alone(
     assert ecs.running() == [f"{redriven.task_group}/server/0"]
     assert statuses(table, "stopped-2")[0] is Status.RUNNING
     assert (published, table.open_studies()) == (["stopped-1"], ["stopped-2"])
+
+
+@pytest.mark.parametrize("look", [1, 2, 3])
+def test_a_failed_study_that_is_redriven_while_it_is_swept_runs_again(
+    table: ExperimentTable,
+    ecs: FakeEcs,
+    executions: Executions,
+    context: LambdaContext,
+    published: list[str],
+    *,
+    monkeypatch: pytest.MonkeyPatch,
+    look: int,
+) -> None:
+    """Whichever look at the execution was the last that saw it ended."""
+    (done, failed) = executions.start("failed-1")
+    table.settle(done, Verdict(Status.COMPLETED))
+    table.settle(failed, Verdict(Status.FAILED, "it was killed"))
+    table.end_study("failed-1", Status.FAILED)
+    event = executions.abort("failed-1")
+    looks = []
+
+    def ended_and_redriven(this: LookedAt, study_id: str) -> EndedExecution | None:
+        found = as_it_is(this, study_id)
+        looks.append(found)
+        if len(looks) == look:
+            executions.redrive("failed-1")
+            table.clear_unfinished("failed-1")
+        return found
+
+    as_it_is = LookedAt.ended
+    monkeypatch.setattr(LookedAt, "ended", ended_and_redriven)
+    call(event, context)
+    assert len(looks) >= look
+    assert statuses(table, "failed-1") == [Status.RUNNING, Status.COMPLETED, Status.PLANNED]
+    assert (published, ecs.stopped) == ([], [])
 
 
 def test_a_study_that_failed_with_unfinished_experiments_is_reported_again(
