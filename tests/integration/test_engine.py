@@ -538,4 +538,5 @@ def test_a_task_run_by_ministack_stops_with_its_exit_code_and_its_lines_in_the_l
         assert environment["ECS_CONTAINER_METADATA_URI_V4"].startswith(f"{endpoint}/v4/")
         assert environment["FROM_DEFINITION"] == "1"
         assert "AWS_SECRET_ACCESS_KEY" not in environment
-        eventually(lambda: not engine.client.containers.list(), "the stopped task's container")
+        # Sparse: without another look at each, which may be gone by then
+        eventually(lambda: not engine.client.containers.list(sparse=True), "the stopped task's container")
