@@ -33,7 +33,7 @@ from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def assert_all_succeed(running: Experiment) -> None:
