@@ -100,7 +100,11 @@ class Session:
             self._pull(self._latest)
         elif frame.kind == PUSH:
             push = self._checked(self._up.receive_message(frame, Push()))
-            ticket = self._state.begin(self._rank, push.step, push.version, ready)
+            with self._down_lock:
+                if self._retired:
+                    # The answer goes to who begins last: it must not come to where nobody takes it.
+                    raise ConnectionClosed("the worker has come again, by another connection")
+                ticket = self._state.begin(self._rank, push.step, push.version, ready)
             # Who pushes again may not have got the first answer: differences would start from what it lacks.
             self._latest = _Reply(ticket, ready, len(self._blocks), whole=push.attempt > 0)
             self._push(self._latest)

@@ -23,6 +23,7 @@ import psutil
 import pytest
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
+from training_processes import free_ports
 
 # docker-py leaves the sockets of streams and of surplus pooled connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
@@ -437,9 +438,7 @@ def test_grpc_and_torch_work_in_containers_of_a_parent_that_imported_them(tmp_pa
 @contextlib.contextmanager
 def ministack(folder: Path, engine: RunningEngine, name: str) -> Iterator[str]:
     """MiniStack on a free port, with the engine as its Docker: its endpoint."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     environment = {
         **{k: v for k, v in os.environ.items() if not k.startswith(("AWS_", "DOCKER_"))},
         "GATEWAY_PORT": str(port),
@@ -539,4 +538,5 @@ def test_a_task_run_by_ministack_stops_with_its_exit_code_and_its_lines_in_the_l
         assert environment["ECS_CONTAINER_METADATA_URI_V4"].startswith(f"{endpoint}/v4/")
         assert environment["FROM_DEFINITION"] == "1"
         assert "AWS_SECRET_ACCESS_KEY" not in environment
-        eventually(lambda: not engine.client.containers.list(), "the stopped task's container")
+        # Sparse: without another look at each, which may be gone by then
+        eventually(lambda: not engine.client.containers.list(sparse=True), "the stopped task's container")

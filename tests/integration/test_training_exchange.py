@@ -29,7 +29,8 @@ from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
 PATIENCE = 180.0
-NOTICED_WITHIN = 20.0
+NOTICED_WITHIN = 60.0
+"""Of what takes 16 s and a few; the kernel itself would go on for minutes."""
 DIGITS = 38_282
 """Parameters of the model for the digits."""
 TESTED = 360
@@ -289,7 +290,7 @@ def test_connections_that_break_change_nothing(
 
 
 def test_data_connections_that_are_cut_off_without_a_word_are_made_anew(tmp_path: Path) -> None:
-    settings: dict[str, object] = {"EPOCHS": 2, "EXPERIMENT_NAME": "same", "TRANSPORT": "tcp"}
+    settings: dict[str, object] = {"EPOCHS": 4, "EXPERIMENT_NAME": "same", "TRANSPORT": "tcp"}
     with experiment(tmp_path / "calm", 2, **settings) as running:
         undisturbed = finish(running)
     # Given steps that go on for some seconds

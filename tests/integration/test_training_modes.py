@@ -33,7 +33,7 @@ from runtime.trust import Trust
 from runtime.wire.parameter_server_pb2 import Sender
 from tests.unit.torchvision_files import write_idx
 
-PATIENCE = 60.0
+PATIENCE = 180.0
 
 
 def assert_all_succeed(running: Experiment) -> None:
@@ -271,9 +271,12 @@ def test_a_task_that_cannot_start_says_why_in_one_line(
 def test_every_other_mode_trains_to_the_end(mode: str, settings: dict[str, object], tmp_path: Path) -> None:
     # Given three workers, the first of which is slow
     workers, steps = 3, 1437 // 3 // 16
+    cancels = mode in {"backup", "ksync"}
+    # Where it is cancelled, it must keep up with draws of the others: those last longer than what is computed
+    mean_ms = 20 if cancels else 4
     settings |= {
         "COMPUTE_MODE": "emulated",
-        "COMPUTE_MEAN_MS": 4,
+        "COMPUTE_MEAN_MS": mean_ms,
         "COMPUTE_STRAGGLERS": '[{"rank": 0, "slowdown": 20}]',
         "LEARNING_RATE": 0.02,
         "SCHEDULE": "cosine",
@@ -287,12 +290,12 @@ def test_every_other_mode_trains_to_the_end(mode: str, settings: dict[str, objec
     assert server.gradients_processed + server.dropped_gradients == workers * steps
     assert server.repeated_pushes == 0
     assert sum(summary.dropped_gradients for summary in summaries) == server.dropped_gradients
-    if mode in {"backup", "ksync"}:
+    if cancels:
         # Then the slow worker was cancelled in most of its steps, and slowed nobody down
         slow = summaries[0]
         assert slow.dropped_gradients > 0.5 * steps
         assert 0 < slow.cancelled_steps <= slow.dropped_gradients
-        assert slow.compute_seconds < 0.5 * 20 * 0.004 * steps
+        assert slow.compute_seconds < 0.5 * 20 * mean_ms / 1000 * steps
         assert set(server.staleness_histogram) == {0}
     else:
         assert server.dropped_gradients == 0

@@ -51,7 +51,7 @@ from runtime.wire.parameter_server_pb2_grpc import (
 
 PARAMETERS = 38_282
 ZEROS = bytes(4 * PARAMETERS)
-SECONDS = 20.0
+SECONDS = 60.0
 TOKEN = "let-me-in"  # noqa: S105 - made up
 
 HEAD = struct.Struct("<III")

@@ -65,9 +65,7 @@ def wait_for_address(experiment: str) -> dict[str, Any]:
 def aws(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """Variables that point boto3 at an emulator with the table in it."""
     folder = tmp_path_factory.mktemp("emulator")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_ports()
     client = {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
         "AWS_REGION": "eu-west-1",
@@ -293,13 +291,13 @@ def test_workers_train_over_tls_and_nobody_else_gets_in(
         [announced] = ServerLookup(environment_of("tls")).current()
         certificate, token = announced.trust.certificate_pem, announced.trust.token
         # Neither with another token, nor with another certificate, nor in plain text
-        monkeypatch.setattr("runtime.liveness.JOIN_CALL_SECONDS", 1.0)
         another = Identity.make("10.73.0.9", tls=True).trust.certificate_pem
         with pytest.raises(NotLetIn, match="the call's lockstep-token is another one's"):
-            join(announced.address, Trust(certificate, "another"))
+            join(announced.address, Trust(certificate, "another"), seconds=PATIENCE)
+        monkeypatch.setattr("runtime.liveness.JOIN_CALL_SECONDS", 1.0)
         for trust in (Trust(another, token), Trust(None, token)):
             with pytest.raises(PeerLost, match="no server at"):
-                join(announced.address, trust)
+                join(announced.address, trust, seconds=0.5)
         # The same on the connections that tensors travel on
         with announced.trust.grpc_channel(announced.address, ()) as channel:
             request = JoinRequest(sender=SENDER)
@@ -320,7 +318,7 @@ def test_workers_train_over_tls_and_nobody_else_gets_in(
         stop(tasks)
 
 
-def join(address: str, trust: Trust) -> Connection:
+def join(address: str, trust: Trust, seconds: float) -> Connection:
     """Join as rank 0 would."""
     return Connection(
         address,
@@ -328,7 +326,7 @@ def join(address: str, trust: Trust) -> Connection:
         trust=trust,
         timeout_seconds=PATIENCE,
         abandon=lambda error: pytest.fail(str(error)),
-        join_seconds=0.5,
+        join_seconds=seconds,
     )
 
 
@@ -367,7 +365,7 @@ def test_workers_find_a_server_that_was_started_again(tls: str, aws: dict[str, s
         tasks[0] = start_server(aws, tmp_path / "again", experiment, **settings)
         # Then they are let in by the new one
         assert [task.wait(PATIENCE) for task in tasks] == [0, 0, 0], [task.errors for task in tasks]
-        assert tasks[0].records(ServerSummary)[0].resumed_from_version
+        assert tasks[0].records(ServerSummary)[0].resumed_from_version is not None
     finally:
         stop(tasks)
 
@@ -376,9 +374,10 @@ def test_a_server_that_cannot_listen_fails_the_token(aws: dict[str, str], tmp_pa
     # Given a token that waits, and a port that is taken
     execution = start_waiting("failed")
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        # The next one, where data would come, is free: one above a port that the kernel gave may be anybody's
+        port = str(free_ports())
+        taken.bind(("127.0.0.1", int(port)))
         taken.listen()
-        port = str(taken.getsockname()[1])
         wait_for_token("failed")
         server = start_server(aws, tmp_path, "failed", SERVER_PORT=port)
         assert server.wait(PATIENCE) == 1

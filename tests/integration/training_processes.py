@@ -73,31 +73,42 @@ class Task:
     def wait_for(self, pattern: str) -> re.Match[str]:
         """Wait until the output matches `pattern`."""
         deadline = time.monotonic() + START_SECONDS
-        while not (match := re.search(pattern, self.output)):
-            assert self.process.is_alive(), f"ended with {self.process.exitcode}: {self.errors}"
+        while True:
+            # Asked first: what a process says last, it may say between the two looks.
+            alive = self.process.is_alive()
+            if match := re.search(pattern, self.output):
+                return match
+            assert alive, f"ended with {self.process.exitcode}: {self.errors}"
             assert time.monotonic() < deadline, f"no {pattern!r} in {self.output!r}"
             time.sleep(0.02)
-        return match
 
     def _read(self, suffix: str) -> str:
         path = self._stem.with_suffix(suffix)
         return path.read_text() if path.exists() else ""
 
 
+_claims: list[socket.socket] = []
+"""UDP sockets at ports that were handed out: tests in other processes then draw others."""
+
+
 def free_ports() -> int:
-    """A port that is free, as the next one is: those of a server that is to be started again.
+    """A port that is free, as the next one is, and stays so: for who listens later, and perhaps again.
 
     Below the ports that the kernel gives away.
     """
     while True:
-        port = random.randrange(20_000, 32_000)
+        port = random.randrange(20_000, 32_000, 2)
+        claim = socket.socket(type=socket.SOCK_DGRAM)
         with socket.socket() as first, socket.socket() as second:
             try:
+                claim.bind(("127.0.0.1", port))
                 first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
             except OSError:
+                claim.close()
                 continue
-            return port
+        _claims.append(claim)
+        return port
 
 
 class Experiment:
@@ -133,7 +144,7 @@ class Experiment:
         server = Task("server", environ, self._folder / f"server-{self._started}")
         self._started += 1
         self.servers[shard : shard + 1] = [server]
-        self.address = ",".join(each.wait_for(r"listening on (\S+)")[1] for each in self.servers)
+        self.address = ",".join(each.wait_for(r"listening on (\S+)\n")[1] for each in self.servers)
         return server
 
     def start_worker(self, rank: int, **settings: object) -> Task:

@@ -34,7 +34,7 @@ from runtime.wire.parameter_server_pb2 import (
 )
 from tests.unit.local_worker import enter
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 STUDY, EXPERIMENT = "study", "experiment"
 TOPK_RATIO = 0.3
 

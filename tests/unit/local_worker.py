@@ -11,7 +11,7 @@ from torch import Tensor
 from runtime.exchange import Answer, Ticket
 from runtime.state import ServerState
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @contextmanager

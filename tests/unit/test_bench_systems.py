@@ -16,6 +16,7 @@ import torch
 
 from bench.__main__ import main
 from bench.case import Case, RoundFailed, Variant
+from bench.processes import CONTEXT
 from bench.registry import SYSTEMS
 from bench.round import ProcessSystem, Update
 from bench.systems.lockstep import CERTIFICATE, Lockstep
@@ -57,6 +58,14 @@ def test_one_worker_reduces_with_a_second_rank(tmp_path: Path) -> None:
     assert sample.updates == 3
 
 
+@pytest.fixture(scope="module")
+def _warm() -> None:
+    """The parent of processes has imported torch: that alone may take longer than a round that is cut short."""
+    first = CONTEXT.Process(target=abs, args=(0,))
+    first.start()
+    first.join()
+
+
 class Faulty(ProcessSystem):
     """A system that goes wrong as it is told."""
 
@@ -83,6 +92,7 @@ class Faulty(ProcessSystem):
         yield lambda: torch.zeros(case.parameters)
 
 
+@pytest.mark.usefixtures("_warm")
 @pytest.mark.parametrize(
     ("fault", "says"),
     [
@@ -161,7 +171,7 @@ def test_however_it_is_stopped_no_process_is_left(signum: signal.Signals, tmp_pa
     try:
         _wait_for(lambda: len(_of_session(bench.pid)) >= 5, "server and workers")
         os.kill(bench.pid, signum)
-        code = bench.wait(30)
+        code = bench.wait(60)
         assert code == (-signum if signum == signal.SIGKILL else 130)
         _wait_for(lambda: not _of_session(bench.pid), "the end of all processes")
         assert not (tmp_path / "results").exists()

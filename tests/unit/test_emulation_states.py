@@ -255,7 +255,7 @@ def started(name: str) -> str:
 
 
 def ended(arn: str) -> Json:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         _, described = api("DescribeExecution", executionArn=arn)
         if described["status"] != "RUNNING":

@@ -40,8 +40,10 @@ def test_an_address_comes_back_last_and_a_full_subnet_gets_a_second_one() -> Non
 
 
 def test_a_subnet_held_by_another_is_not_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(addresses.secrets, "randbelow", lambda _limit: 99)  # every draw is 127.100.99
     holder = AddressPool()
+    first, second = (int(part) for part in holder.subnet.split(".")[1:])
+    # From now on every draw is that one
+    monkeypatch.setattr(addresses.secrets, "randbelow", lambda limit: first - 1 if limit == 254 else second)
 
     with pytest.raises(NoFreeSubnet, match="task engines"):
         AddressPool()

@@ -170,10 +170,11 @@ class Sender:
 
 
 def wait_until_still(senders: list[Sender], blocks: int) -> None:
-    """Until so many blocks are kept, or all senders are done."""
+    """Until all senders send, and so many blocks are kept; or all are done."""
     pause = threading.Event()
     for _ in range(int(PATIENCE / 0.005)):
-        if sum(sender.kept for sender in senders) >= blocks or all(s.done.done() for s in senders):
+        begun = all(sender.at >= 0 for sender in senders)
+        if (begun and sum(s.kept for s in senders) >= blocks) or all(s.done.done() for s in senders):
             return
         pause.wait(0.005)
     raise AssertionError([(sender.at, sender.kept) for sender in senders])

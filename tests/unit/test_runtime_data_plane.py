@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from contract.errors import TrainingFailed
 from runtime.compression import codec_for
 from runtime.data_connection import DataConnection, Payloads
 from runtime.frames import ConnectionClosed, Outgoing, name_of
+from runtime.session import Session
 from runtime.trust import Trust
-from runtime.wire.parameter_server_pb2 import ANSWER, BLOCK, HELLO, PULL, PUSH, Sender, SharedMemory
+from runtime.wire.parameter_server_pb2 import ANSWER, BLOCK, HELLO, PULL, PUSH, Push, Sender, SharedMemory
 from tests.unit.data_plane import (
     EXPERIMENT,
     PATIENCE,
@@ -595,6 +597,41 @@ def test_what_an_old_connection_still_encodes_does_not_change_what_the_new_one_s
             slow.go_on.set()
             future.result(PATIENCE)
         assert same_bits(parameters, plane.state.copies.held[0])
+
+
+def test_a_push_that_an_old_connection_still_begins_does_not_take_the_answer_from_the_new_one() -> None:
+    """Else the worker would wait for it until the experiment's time is over."""
+    reached, go_on, threads = threading.Event(), threading.Event(), []
+    checked = Session._checked
+
+    def slowly_at_first(session: Session, push: Push) -> Push:
+        if not reached.is_set():
+            threads.append(threading.current_thread())
+            reached.set()
+            go_on.wait(PATIENCE)
+        return checked(session, push)
+
+    with (
+        patch.object(Session, "_checked", slowly_at_first),
+        ThreadPoolExecutor(1) as pool,
+        data_plane(Mode.SYNC, length=LENGTH, workers=2) as plane,
+    ):
+        # Given the old connection's thread has received a push, and begins it when the worker has come again
+        plane.raw_pair(0)[0].send(plane.push_of())
+        assert reached.wait(PATIENCE)
+        wire, parameters = wire_of(LENGTH), torch.empty(LENGTH)
+        connection = plane.worker(0, 1, wire)
+        waiting = pool.submit(
+            push_pull, connection, wire, torch.ones(LENGTH), parameters, step=0, version=0, repeats=1
+        )
+        pause = threading.Event()
+        while not plane.state._rounds._waiting:
+            pause.wait(0.005)
+        go_on.set()
+        threads[0].join(PATIENCE)
+        # When the other worker's push comes, it is answered
+        train(plane, 1, 1)
+        assert waiting.result(PATIENCE).version == 1
 
 
 @pytest.mark.parametrize("how", [DataConnection.hang_up, lambda connection: connection._up.hang_up()])

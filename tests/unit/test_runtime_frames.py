@@ -27,7 +27,7 @@ from runtime.wire.parameter_server_pb2 import (
     Sender,
 )
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 IDENTITY = Identity.make("127.0.0.1", tls=True)
 
 

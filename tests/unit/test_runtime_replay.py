@@ -26,7 +26,7 @@ from runtime.state import ServerState
 from runtime.update import Update
 from tests.unit.local_worker import LocalWorker, blocks_of_length, enter
 
-WORKERS, STEPS, SEED, PATIENCE, RATE = 4, 8, 5, 30.0, 0.02
+WORKERS, STEPS, SEED, PATIENCE, RATE = 4, 8, 5, 60.0, 0.02
 DIGITS = images_of(Dataset.DIGITS, ModelName.DIGITS_CNN)
 TOLD = Aggregation(staleness_bound=2, dc_lambda=0.5)
 

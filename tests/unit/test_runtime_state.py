@@ -32,7 +32,7 @@ from runtime.split import Data
 from runtime.state import ServerState, TrainingEnded
 from tests.unit.local_worker import LocalWorker, blocks_of_length, enter, receive
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 LENGTH = 4
 DIGITS = images_of(Dataset.DIGITS, ModelName.DIGITS_CNN)
 

@@ -28,7 +28,7 @@ from runtime.trust import (
     token_by_hand,
 )
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 AWAY = "10.73.0.9"
 """An address that is not on loopback: its server has a certificate unless told otherwise."""
 REFUSED = "this server lets in the workers of its own experiment: the call's lockstep-token is"
