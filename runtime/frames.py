@@ -9,6 +9,7 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, Self, TypeVar
@@ -74,6 +75,7 @@ class Stream:
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._head = memoryview(bytearray(_HEAD.size))
         self._hung_up = False
+        self._sending = threading.Lock()
         self.sent_bytes = self.received_bytes = 0
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # A frame that waits for the acknowledgement of the one before it would cost 40 ms.
@@ -97,8 +99,10 @@ class Stream:
     def send_rest(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Send what is left of frames. Raises ConnectionClosed."""
         try:
-            for piece in pieces:
-                self._socket.sendall(piece)
+            # The peer may have all of it, and another thread something to answer, before the first is out of OpenSSL.
+            with self._sending:
+                for piece in pieces:
+                    self._socket.sendall(piece)
         except _FAILED as error:
             raise self._closed(error) from error
 
