@@ -172,8 +172,14 @@ class Stream:
                 raise self._closed(error) from error
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long to wait for a peer that neither sends nor receives; None: for ever, until `hang_up`."""
-        self._socket.settimeout(seconds)
+        """How long to wait for a peer that neither sends nor receives; None: for ever, until `hang_up`.
+
+        Raises ConnectionClosed.
+        """
+        try:
+            self._socket.settimeout(seconds)
+        except _FAILED as error:
+            raise self._closed(error) from error
 
     @property
     def is_dead(self) -> bool:

@@ -182,6 +182,25 @@ def test_who_waits_is_told_when_either_side_hangs_up(tls: bool, whose: str) -> N
             first.send(Outgoing(BLOCK, bytes(10_000_000)))
 
 
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        Stream.receive,
+        lambda stream: stream.send(Outgoing(HELLO)),
+        lambda stream: stream.set_timeout(None),
+    ],
+    ids=["receive", "send", "set_timeout"],
+)
+def test_whatever_is_done_with_what_was_hung_up_says_that_it_is_closed(
+    use: Callable[[Stream], Any], tls: bool
+) -> None:
+    with pair(tls=tls) as (stream, _):
+        stream.hang_up()
+        with pytest.raises(ConnectionClosed):
+            use(stream)
+
+
 READ, HANDSHAKE = ssl.SSLSocket.read, ssl.SSLSocket.do_handshake
 
 
