@@ -228,7 +228,8 @@ class Connection:
         # next, or lets go of it, wait for the end of that one, for ever.
         closing = threading.Thread(target=self._channel.close, name="hanging-up", daemon=True)
         closing.start()
-        closing.join()
+        # Nor may a call that was cut short keep this process from ending.
+        closing.join(liveness.LEAVE_SECONDS)
         if (data := self._data) is not None:
             data.hang_up()
 

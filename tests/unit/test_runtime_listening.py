@@ -95,6 +95,18 @@ def all_ready(connections: Sequence[Connection], next_step: int = 0) -> None:
         assert [future.result(PATIENCE) for future in ready] == [next_step] * len(connections)
 
 
+def test_who_hangs_up_goes_on_also_where_grpc_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("runtime.liveness.LEAVE_SECONDS", 0.1)
+    over = threading.Event()
+    with (
+        listening(1) as (_, join),
+        join(0) as connection,
+        patch.object(connection._channel, "close", over.wait),
+    ):
+        connection.attendance.leave()
+        over.set()
+
+
 def test_who_is_told_to_stop_while_it_hangs_up_can_do_so_again() -> None:
     with listening(1) as (state, join):
         connection = join(0)
