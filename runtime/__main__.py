@@ -34,14 +34,22 @@ def main(argv: Sequence[str]) -> int:
     faults.stay_away(os.environ)
     emitter = _emitter(role, os.environ)
     try:
+        return _run(role, emitter)
+    except process.Stopped as stop:
+        say_failed(emitter, stop)
+        return stop.exit_code
+
+
+def _run(role: Role, emitter: Emitter) -> int:
+    """Returns the exit code. Raises Stopped, but not once the end is known, good or bad: then that is what is told."""
+    try:
         process.set_up()
         environment = TaskEnvironment.from_environ(os.environ)
         run = run_server if role == "server" else run_worker
         run(environment, emitter)
-    except process.Stopped as stop:
-        say_failed(emitter, stop)
-        return stop.exit_code
+        process.heed_no_stop()
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
+        process.heed_no_stop()
         if not isinstance(error, LockstepError):
             say_unexpected(emitter)
         say_failed(emitter, error)

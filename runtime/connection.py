@@ -3,6 +3,7 @@
 Runs in the worker; knows nothing of models or data. Every failure comes out as PeerLost or TrainingFailed.
 """
 
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -52,7 +53,6 @@ class Connection:
         `timeout_seconds`: how long the experiment may take; `abandon`: see Attendance; `join_seconds`: how long a
         server that does not listen is tried.
         """
-        """Pushes that were made again, because the answer, or the way to it, was lost."""
         self._sender = sender
         self._trust = trust
         self._host = address.rpartition(":")[0]
@@ -224,7 +224,12 @@ class Connection:
             data.close_if_dead()
 
     def _hang_up(self) -> None:
-        self._channel.close()
+        # Elsewhere than in the main thread: where a signal cuts a close short, gRPC has whoever closes the channel
+        # next, or lets go of it, wait for the end of that one, for ever.
+        closing = threading.Thread(target=self._channel.close, name="hanging-up", daemon=True)
+        closing.start()
+        # Nor may a call that was cut short keep this process from ending.
+        closing.join(liveness.LEAVE_SECONDS)
         if (data := self._data) is not None:
             data.hang_up()
 

@@ -37,7 +37,9 @@ def stay_away(environ: Mapping[str, str]) -> None:
 def _crash(environment: TaskEnvironment, restart_after_seconds: float | None) -> None:
     if restart_after_seconds is None:
         os.kill(os.getpid(), signal.SIGKILL)
-        return
+        # The first process of a container cannot: the kernel spares it what it sends itself. As abrupt, and what
+        # Docker reports of a task that was killed.
+        os._exit(128 + signal.SIGKILL)
     # Another program takes this process over: all memory, threads and connections are gone, as after a crash.
     root = Path(__file__).parent.parent
     os.environ |= {

@@ -9,9 +9,10 @@ import socket
 import ssl
 import struct
 import sys
+import threading
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import NamedTuple, Self, TypeVar
+from typing import Final, NamedTuple, Self, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -59,14 +60,22 @@ class Outgoing(NamedTuple):
         return cls(kind, message.SerializeToString())
 
 
+_FAILED: Final = (OSError, ValueError, AttributeError)
+"""What a socket raises that has failed; ssl's the other two, where it looks for parts of it that are gone."""
+
+
 class Stream:
-    """One data connection. One thread may send while another receives, but not on TLS: see docs/decisions."""
+    """One data connection. One thread may send while another receives, but not on TLS: see docs/decisions.
+
+    Any thread may hang up.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
         self._tls = isinstance(sock, ssl.SSLSocket)
         self._head = memoryview(bytearray(_HEAD.size))
         self._hung_up = False
+        self._sending = threading.Lock()
         self.sent_bytes = self.received_bytes = 0
         if sock.family in {socket.AF_INET, socket.AF_INET6}:
             # A frame that waits for the acknowledgement of the one before it would cost 40 ms.
@@ -90,10 +99,12 @@ class Stream:
     def send_rest(self, pieces: Sequence[bytes | memoryview]) -> None:
         """Send what is left of frames. Raises ConnectionClosed."""
         try:
-            for piece in pieces:
-                self._socket.sendall(piece)
-        except OSError as error:
-            raise ConnectionClosed(str(error)) from error
+            # The peer may have all of it, and another thread something to answer, before the first is out of OpenSSL.
+            with self._sending:
+                for piece in pieces:
+                    self._socket.sendall(piece)
+        except _FAILED as error:
+            raise self._closed(error) from error
 
     def _send(self, frames: Sequence["Outgoing"], flags: int) -> list[bytes | memoryview]:
         """In one call and without a copy; returns the pieces, and parts of them, that the kernel did not take."""
@@ -135,8 +146,8 @@ class Stream:
                 if not count or self._hung_up:
                     raise ConnectionClosed("the peer closed the connection")
                 received += count
-        except OSError as error:
-            raise ConnectionClosed(str(error)) from error
+        except _FAILED as error:
+            raise self._closed(error) from error
         finally:
             self.received_bytes += received
 
@@ -157,12 +168,18 @@ class Stream:
         if isinstance(self._socket, ssl.SSLSocket):
             try:
                 self._socket.do_handshake()
-            except OSError as error:
-                raise ConnectionClosed(str(error)) from error
+            except _FAILED as error:
+                raise self._closed(error) from error
 
     def set_timeout(self, seconds: float | None) -> None:
-        """How long to wait for a peer that neither sends nor receives; None: for ever, until `hang_up`."""
-        self._socket.settimeout(seconds)
+        """How long to wait for a peer that neither sends nor receives; None: for ever, until `hang_up`.
+
+        Raises ConnectionClosed.
+        """
+        try:
+            self._socket.settimeout(seconds)
+        except _FAILED as error:
+            raise self._closed(error) from error
 
     @property
     def is_dead(self) -> bool:
@@ -183,6 +200,12 @@ class Stream:
         self._hung_up = True
         self._shut(socket.SHUT_RDWR)
         self._socket.close()
+
+    def _closed(self, error: Exception) -> ConnectionClosed:
+        """What a failure means. Raises it where it is a mistake of ours."""
+        if not isinstance(error, OSError) and not self._hung_up:
+            raise error
+        return ConnectionClosed(str(error))
 
     def _shut(self, direction: int) -> None:
         with suppress(OSError):  # the peer may have been faster

@@ -59,7 +59,8 @@ LEAVE_SECONDS: Final = 3.0
 """How long a server that gave up waits for its workers to hang up."""
 
 LAST_PULL_SECONDS: Final = 60.0
-"""How long a server waits whose workers are done: the last one has parameters to pull, over whatever network."""
+"""How long a server whose workers are done waits at least: the last one has parameters to pull, and the experiment's
+own deadline may be near."""
 
 FAREWELL_SECONDS: Final = 1.0
 """How long calls that are under way then have to end: each is being told why."""

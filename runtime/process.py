@@ -36,6 +36,11 @@ def set_up() -> None:
     signal.signal(signal.SIGTERM, _stop)
 
 
+def heed_no_stop() -> None:
+    """From here on a SIGTERM changes nothing: this process ends anyway, and says why without being cut short."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def end(code: int) -> NoReturn:
     """End the process with this exit code, from whatever thread.
 
@@ -75,6 +80,7 @@ def host_facts() -> dict[str, Any]:
 
 
 def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    heed_no_stop()
     raise Stopped(signum)
 
 

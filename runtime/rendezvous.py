@@ -98,7 +98,9 @@ class Rendezvous:
         try:
             self._stepfunctions.send_task_success(taskToken=token, output=json.dumps({"address": address}))
         except self._refused as error:
-            if not (may_be_answered and error.response["Error"]["Code"] in ANSWERED):
+            # The client tries again by itself where an answer was lost, and may then hear of its own first attempt.
+            again = may_be_answered or error.response["ResponseMetadata"].get("RetryAttempts", 0) > 0
+            if not (again and error.response["Error"]["Code"] in ANSWERED):
                 raise
 
 

@@ -58,16 +58,20 @@ def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
             writer.stop(final=True)
         raise
     finally:
-        _let_go(state)
+        _let_go(state, deadline)
         server.stop()
 
 
-def _let_go(state: ServerState) -> None:
-    """Wait for the workers to hear the last words: why it ended, or the parameters that the last one must test."""
+def _let_go(state: ServerState, deadline: float) -> None:
+    """Wait for the workers to hear the last words: why it ended, or the parameters that the last one must test.
+
+    These may take longer than any step: they come whole, also where what is trained with is compressed. Whoever
+    vanishes meanwhile has left.
+    """
     if state.ending:
         state.wait_left(liveness.LEAVE_SECONDS)
     elif state.wait_over(0):
-        state.wait_left(liveness.LAST_PULL_SECONDS)
+        state.wait_left(max(liveness.LAST_PULL_SECONDS, deadline - time.monotonic()))
 
 
 def _checkpoint_store(environment: TaskEnvironment, emitter: Emitter) -> CheckpointStore | None:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import boto3
 import pytest
+from botocore.exceptions import ConnectionClosedError
+from botocore.httpsession import URLLib3Session
 from training_processes import Task, free_ports
 
 from contract.errors import PeerLost, TrainingFailed
@@ -230,6 +232,25 @@ def test_a_restarted_server_replaces_what_the_one_before_it_announced() -> None:
     Rendezvous(environment).announce("10.73.0.10:8000", second.trust)
     assert lookup.current() == [("10.73.0.10:8000", second.trust)]
     assert lookup.current() != before
+    assert json.loads(ended(execution)["output"]) == {"address": ADDRESS}
+
+
+@pytest.mark.usefixtures("aws")
+def test_an_answer_that_came_although_nobody_heard_so_stands() -> None:
+    # Given an answer to the token that arrives, but what Step Functions says to it does not
+    execution = start_waiting("unheard")
+    rendezvous, lost = Rendezvous(environment_of("unheard")), list[int]()
+
+    def lose_the_first(request: Any, **_: Any) -> None:
+        if not lost:
+            lost.append(URLLib3Session().send(request).status_code)
+            raise ConnectionClosedError(endpoint_url=request.url)
+
+    rendezvous._stepfunctions.meta.events.register("before-send.sfn.SendTaskSuccess", lose_the_first)
+    # When the client tries again by itself, and is refused
+    rendezvous.announce(ADDRESS, Identity.make("10.73.0.9").trust)
+    # Then the server goes on
+    assert lost == [200]
     assert json.loads(ended(execution)["output"]) == {"address": ADDRESS}
 
 

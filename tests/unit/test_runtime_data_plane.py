@@ -1,5 +1,6 @@
 """Both ends of the data plane over real sockets: what is exchanged, what is refused, what a broken connection costs."""
 
+import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
@@ -114,6 +115,29 @@ def test_through_shared_memory_the_bits_are_the_same_and_no_block_passes(mode: M
             received = plane.server.received_bytes
     assert torch.equal(*outcomes)
     assert received < 5 * 4 * LENGTH
+
+
+def test_a_tls_connection_is_used_by_one_thread_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Given a thread that is still in OpenSSL when what it sent has reached the worker already
+    real, first, together = ssl.SSLSocket.send, list[ssl.SSLSocket](), threading.Event()
+    first_left = threading.Event()
+
+    def slow(sock: ssl.SSLSocket, *given: Any) -> int:
+        if sock in first and not first_left.is_set():
+            together.set()
+        sent = real(sock, *given)
+        if sock.server_side and not first:
+            first.append(sock)
+            together.wait(1)
+            first_left.set()
+        return sent
+
+    monkeypatch.setattr(ssl.SSLSocket, "send", slow)
+    # When the worker goes on as soon as it may
+    with data_plane(length=LENGTH, workers=1, tls=True) as plane:
+        plane.worker(0).pull(torch.empty(LENGTH))
+    # Then no other thread sends on that connection before the first has left
+    assert not together.is_set()
 
 
 def test_sync_training_over_shared_memory_is_that_over_sockets() -> None:

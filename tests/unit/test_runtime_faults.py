@@ -33,8 +33,12 @@ print(*(os.environ[name] for name in ('WORKER_ATTEMPT', 'WORKER_AWAY_SECONDS', '
 """
 
 
+FIRST_OF_ITS_CONTAINER = "import os\nos.kill = lambda *_: None\n"
+"""Signals to itself do nothing: man 7 pid_namespaces."""
+
+
 def run(
-    tmp_path: Path, *, rank: int = 1, attempt: int = 0, **crash: object
+    tmp_path: Path, *, rank: int = 1, attempt: int = 0, before: str = "", **crash: object
 ) -> "subprocess.CompletedProcess[str]":
     """A worker that pushes five steps, where a crash is planned. In its place starts what tells its variables."""
     interpreter = tmp_path / "interpreter"
@@ -50,7 +54,7 @@ def run(
         "PYTHONPATH": str(REPOSITORY),
     }
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", before + PROGRAM],
         cwd=tmp_path,
         env=environ,
         capture_output=True,
@@ -63,6 +67,13 @@ def run(
 def test_a_worker_dies_without_a_word_before_it_pushes_that_step(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == -signal.SIGKILL
+    assert done.stdout.splitlines() == [f"step {step}" for step in range(4)]
+    assert done.stderr == ""
+
+
+def test_the_first_process_of_a_container_dies_as_well(tmp_path: Path) -> None:
+    done = run(tmp_path, before=FIRST_OF_ITS_CONTAINER)
+    assert done.returncode == 128 + signal.SIGKILL
     assert done.stdout.splitlines() == [f"step {step}" for step in range(4)]
     assert done.stderr == ""
 

@@ -1,13 +1,15 @@
 """Frames over real sockets: whatever comes is parsed or refused, in whatever pieces, and nobody makes us allocate."""
 
 import socket
+import ssl
 import struct
 import threading
 import tracemalloc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -178,6 +180,56 @@ def test_who_waits_is_told_when_either_side_hangs_up(tls: bool, whose: str) -> N
             waiting.result(PATIENCE)
         with pytest.raises(ConnectionClosed):
             first.send(Outgoing(BLOCK, bytes(10_000_000)))
+
+
+@pytest.mark.parametrize("tls", [False, True], ids=["tcp", "tls"])
+@pytest.mark.parametrize(
+    "use",
+    [
+        Stream.receive,
+        lambda stream: stream.send(Outgoing(HELLO)),
+        lambda stream: stream.set_timeout(None),
+    ],
+    ids=["receive", "send", "set_timeout"],
+)
+def test_whatever_is_done_with_what_was_hung_up_says_that_it_is_closed(
+    use: Callable[[Stream], Any], tls: bool
+) -> None:
+    with pair(tls=tls) as (stream, _):
+        stream.hang_up()
+        with pytest.raises(ConnectionClosed):
+            use(stream)
+
+
+READ, HANDSHAKE = ssl.SSLSocket.read, ssl.SSLSocket.do_handshake
+
+
+def send_once_it_was_seen_that_it_is_open(sock: Any, data: memoryview) -> Any:
+    """The last line of ssl's own."""
+    return sock._sslobj.write(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "step", "use"),
+    [
+        ("read", READ, Stream.receive),
+        ("do_handshake", HANDSHAKE, Stream.shake_hands),
+        ("send", send_once_it_was_seen_that_it_is_open, lambda stream: stream.send(Outgoing(HELLO))),
+    ],
+    ids=["receive", "shake hands", "send"],
+)
+def test_who_hangs_up_in_the_middle_of_what_ssl_does_closes_the_connection_and_no_more(
+    name: str, step: Callable[..., Any], use: Callable[[Stream], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pair(tls=True) as (stream, _):
+
+        def interrupted(*given: Any) -> Any:
+            stream.hang_up()  # as another thread may at any time
+            return step(*given)
+
+        monkeypatch.setattr(ssl.SSLSocket, name, interrupted)
+        with pytest.raises(ConnectionClosed):
+            use(stream)
 
 
 @pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])

@@ -70,6 +70,64 @@ def test_a_task_ends_with_its_exit_code_whatever_its_threads_are_at() -> None:
     assert (done.returncode, done.stderr) == (2, "usage: python -m runtime server|worker|prepare\n")
 
 
+# The state machine stops all tasks of an experiment once one has failed: the others are then saying so themselves.
+TOLD_TO_STOP_AT_ITS_END = """
+import os, runpy, signal, sys
+import runtime.last_words, runtime.process, runtime.server
+from contract.errors import TrainingFailed
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
+
+def told_to_stop(call):
+    def first(*given):
+        stop()
+        call(*given)
+    return first
+
+def run_server(environment, emitter):
+    try:
+        {end}
+    finally:
+        {clean_up}
+
+runtime.server.run_server = run_server
+runtime.last_words.say_failed = told_to_stop(runtime.last_words.say_failed)
+runtime.process.end = told_to_stop(runtime.process.end)
+sys.argv = ["runtime", "server"]
+runpy.run_module("runtime", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("end", "clean_up", "code", "reason"),
+    [
+        ("pass", "pass", 0, ""),
+        ("raise TrainingFailed('why')", "pass", 1, "why"),
+        ("stop()", "pass", 143, "stopped by SIGTERM"),
+        ("stop()", "stop(); emitter.note('cleaned up')", 143, "stopped by SIGTERM"),
+    ],
+    ids=["done", "failed", "stopped", "stopped twice"],
+)
+def test_a_task_that_ends_is_not_cut_short_by_being_told_to_stop(
+    end: str, clean_up: str, code: int, reason: str
+) -> None:
+    script = TOLD_TO_STOP_AT_ITS_END.format(end=end, clean_up=clean_up)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={},
+    )
+    said = f"lockstep-server local/experiment: {reason}\n" if reason else ""
+    assert (done.returncode, done.stderr) == (code, said)
+    *notes, last = done.stdout.splitlines() or [""]
+    assert (f'"reason":"{reason}"' in last) == bool(reason)
+    assert notes == (["local/experiment: cleaned up"] if "note" in clean_up else [])
+
+
 @pytest.mark.parametrize(
     ("environ", "threads"),
     [({}, 1), ({"OMP_NUM_THREADS": ""}, 1), ({"OMP_NUM_THREADS": "3"}, 3), ({"OMP_NUM_THREADS": "16"}, 4)],
