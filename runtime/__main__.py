@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 from contract.document import MAX_WORKERS
-from contract.errors import LockstepError
 from contract.metrics import MAX_ATTEMPTS
 from contract.task import TaskEnvironment
 from runtime import faults, prepare, process
 from runtime.emitter import Emitter
-from runtime.last_words import say_failed, say_unexpected
+from runtime.last_words import LastWords
 from runtime.server import run_server
 from runtime.worker import run_worker
 
@@ -26,34 +25,25 @@ ROLES: dict[str, Role] = {"server": "server", "worker": "worker"}
 def main(argv: Sequence[str]) -> int:
     """Run the role that `argv` names; returns the exit code."""
     if list(argv) == [prepare.ROLE]:
+        process.heed_stops(prepare.stopped)
         return prepare.run(os.environ)
     role = ROLES.get(argv[0]) if len(argv) == 1 else None
     if role is None:
         print("usage: python -m runtime server|worker|prepare", file=sys.stderr)  # noqa: T201 - nothing else runs yet
         return 2
-    faults.stay_away(os.environ)
     emitter = _emitter(role, os.environ)
+    last_words = LastWords(emitter)
+    process.heed_stops(last_words.stopped)
     try:
-        return _run(role, emitter)
-    except process.Stopped as stop:
-        say_failed(emitter, stop)
-        return stop.exit_code
-
-
-def _run(role: Role, emitter: Emitter) -> int:
-    """Returns the exit code. Raises Stopped, but not once the end is known, good or bad: then that is what is told."""
-    try:
+        faults.stay_away(os.environ)
         process.set_up()
         environment = TaskEnvironment.from_environ(os.environ)
         run = run_server if role == "server" else run_worker
-        run(environment, emitter)
-        process.heed_no_stop()
+        run(environment, emitter, last_words)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
-        process.heed_no_stop()
-        if not isinstance(error, LockstepError):
-            say_unexpected(emitter)
-        say_failed(emitter, error)
+        last_words.failed(error)
         return 1
+    last_words.done()
     return 0
 
 

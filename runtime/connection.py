@@ -3,7 +3,6 @@
 Runs in the worker; knows nothing of models or data. Every failure comes out as PeerLost or TrainingFailed.
 """
 
-import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -224,12 +223,7 @@ class Connection:
             data.close_if_dead()
 
     def _hang_up(self) -> None:
-        # Elsewhere than in the main thread: where a signal cuts a close short, gRPC has whoever closes the channel
-        # next, or lets go of it, wait for the end of that one, for ever.
-        closing = threading.Thread(target=self._channel.close, name="hanging-up", daemon=True)
-        closing.start()
-        # Nor may a call that was cut short keep this process from ending.
-        closing.join(liveness.LEAVE_SECONDS)
+        self._channel.close()
         if (data := self._data) is not None:
             data.hang_up()
 

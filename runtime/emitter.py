@@ -4,10 +4,7 @@ Runs on both sides; knows nothing of who reads the lines.
 """
 
 import os
-import signal
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, Literal
 
 from contract.metrics import Record, to_line, utc_now
@@ -43,7 +40,7 @@ class Emitter:
 
     def emit(self, kind: type[Record], **fields: Any) -> None:
         """Print a record of `kind` with these fields; whose it is and its number are added."""
-        with self._lock, _unstopped():
+        with self._lock:
             record = kind(
                 **self._identity, attempt=self.attempt, seq=self._seq, timestamp=utc_now(), **fields
             )
@@ -52,7 +49,7 @@ class Emitter:
 
     def note(self, text: str) -> None:
         """Print a line for people."""
-        with self._lock, _unstopped():
+        with self._lock:
             self._write(f"{self.whose}: {text}")
 
     def _write(self, line: str) -> None:
@@ -61,19 +58,3 @@ class Emitter:
         data = memoryview(f"{line}\n".encode())
         while data:
             data = data[os.write(self._descriptor, data) :]
-
-
-@contextmanager
-def _unstopped() -> Iterator[None]:
-    """Put a SIGTERM off until the end: a number without its record would be one that was lost, and a line is whole."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # signals are handled in the main thread alone
-        return
-    came: list[int] = []
-    handler = signal.signal(signal.SIGTERM, lambda signum, _: came.append(signum))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, handler)
-        if came:
-            signal.raise_signal(signal.SIGTERM)

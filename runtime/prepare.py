@@ -5,13 +5,14 @@ what is not there, once for all studies; a place that a study names is looked at
 harm: they write the same bytes, and the manifest last.
 """
 
+import os
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from contract import table as keys
 from contract.catalogue import MODELS_FOR, Dataset, images_of
@@ -43,9 +44,6 @@ def run(environ: Mapping[str, str]) -> int:
         wanted = Preparation.from_environ(environ)
         _say(wanted.study_id, prepare(wanted))
         _tell(wanted)
-    except process.Stopped as stop:
-        _say(wanted.study_id if wanted else "", str(stop))
-        return stop.exit_code
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told
         if not isinstance(error, LockstepError):
             traceback.print_exc()
@@ -54,6 +52,12 @@ def run(environ: Mapping[str, str]) -> int:
             _tell(wanted, reason_of(error))
         return 1
     return 0
+
+
+def stopped(stop: process.Stop) -> NoReturn:
+    """Say that this task was told to stop, and end it: the state machine learns of it from its exit."""
+    _say(os.environ.get("STUDY_ID", ""), stop.reason)
+    process.end(stop.exit_code)
 
 
 def prepare(wanted: Preparation) -> str:

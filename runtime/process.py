@@ -1,4 +1,4 @@
-"""Set up this process: memory allocation, threads, signals; and say what it runs on.
+"""Set up this process: memory allocation, threads, signals; say what it runs on; end it.
 
 Runs first in both roles, never on import: a warm parent imports everything, then forks.
 """
@@ -8,10 +8,11 @@ import platform
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any, NoReturn
 
 import grpc
@@ -21,24 +22,46 @@ from contract.errors import TrainingFailed
 from runtime import malloc
 
 
-class Stopped(BaseException):
-    """The process was told to stop. Not an Exception: nothing that handles errors may swallow it."""
+@dataclass(frozen=True)
+class Stop:
+    """A signal that told this process to stop."""
 
-    def __init__(self, signum: int) -> None:
-        super().__init__(f"stopped by {signal.Signals(signum).name}")
-        self.exit_code = 128 + signum
+    signum: int
+
+    @property
+    def reason(self) -> str:
+        """What happened to whom it was sent to."""
+        return f"stopped by {signal.Signals(self.signum).name}"
+
+    @property
+    def exit_code(self) -> int:
+        """As of a process that the signal ended."""
+        return 128 + self.signum
 
 
 def set_up() -> None:
-    """Tune malloc, fix the number of torch's threads, turn SIGTERM into Stopped."""
+    """Tune malloc, and fix the number of torch's threads."""
     malloc.tune()
     torch.set_num_threads(thread_count(os.environ, cores=len(os.sched_getaffinity(0))))
-    signal.signal(signal.SIGTERM, _stop)
 
 
-def heed_no_stop() -> None:
-    """From here on a SIGTERM changes nothing: this process ends anyway, and says why without being cut short."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def heed_stops(stopped: Callable[[Stop], None]) -> None:
+    """Call `stopped`, in a thread of its own, at the first SIGTERM or SIGINT; what comes after changes nothing.
+
+    Nothing is raised in the main thread: that may be anywhere, with a lock held, a record half printed, or in the
+    middle of a call of gRPC's that must not be cut short.
+    """
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        # Python tells of a signal only where it has a handler.
+        signal.signal(signum, lambda *_: None)
+
+    def wait() -> None:
+        stopped(Stop(os.read(reader, 1)[0]))
+
+    threading.Thread(target=wait, name="stops", daemon=True).start()
 
 
 def end(code: int) -> NoReturn:
@@ -77,11 +100,6 @@ def host_facts() -> dict[str, Any]:
         "torch_version": str(torch.__version__),
         "grpc_version": grpc.__version__,
     }
-
-
-def _stop(signum: int, _frame: FrameType | None) -> NoReturn:
-    heed_no_stop()
-    raise Stopped(signum)
 
 
 def _cpu_model() -> str:

@@ -18,12 +18,13 @@ from runtime.compression import codec_for
 from runtime.device import CPU
 from runtime.emitter import Emitter
 from runtime.ending import Ending
+from runtime.last_words import LastWords
 from runtime.listening import Listening
 from runtime.model import build_model
 from runtime.optimizer import optimizer_for
 from runtime.parameters import FlatModel
 from runtime.policy import policy_for
-from runtime.process import Stopped, host_facts
+from runtime.process import Stop, host_facts
 from runtime.rendezvous import Rendezvous
 from runtime.resumption import ATTEMPT, checkpoint_of, resume
 from runtime.schedule import Schedule
@@ -33,7 +34,7 @@ from runtime.task_metadata import TaskMetadata
 from runtime.trust import Identity, Trust, token_by_hand
 
 
-def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
+def run_server(environment: TaskEnvironment, emitter: Emitter, last_words: LastWords) -> None:
     """Serve one experiment to its end. Raises LockstepError if training did not finish."""
     deadline = time.monotonic() + environment.experiment_timeout_seconds
     state = _initial_state(environment)
@@ -41,25 +42,30 @@ def run_server(environment: TaskEnvironment, emitter: Emitter) -> None:
     if store is not None:
         _go_on(state, store, emitter)
     writer = _checkpoint_writer(environment, state, store, emitter)
-    server = _announced_server(environment, state, writer, emitter)
+    server = _announced_server(environment, state, writer, emitter, last_words)
     if writer is not None:
         writer.start()
+    last_words.before_stop = lambda stop: _stop(stop, state, server, writer)
     try:
         _supervise(environment, state, server, deadline, emitter)
         if writer is not None:
             writer.stop(final=False)
         _conclude(environment, state, server, writer, emitter)
-    except Stopped as stop:
-        if writer is None:
-            state.end(Ending(f"the server was {stop}"))
-        else:
-            # Nothing comes after the last checkpoint. Nobody is told: workers wait for another server.
-            server.data.close()
-            writer.stop(final=True)
-        raise
     finally:
         _let_go(state, deadline)
         server.stop()
+
+
+def _stop(stop: Stop, state: ServerState, server: Listening, writer: CheckpointWriter | None) -> None:
+    """End in the middle of training, which the main thread supervises until the process ends."""
+    if writer is None:
+        state.end(Ending(f"the server was {stop.reason}"))
+        state.wait_left(liveness.LEAVE_SECONDS)
+    else:
+        # Nothing comes after the last checkpoint. Nobody is told: workers wait for another server.
+        server.data.close()
+        writer.stop(final=True)
+    server.stop()
 
 
 def _let_go(state: ServerState, deadline: float) -> None:
@@ -137,11 +143,17 @@ def _initial_state(environment: TaskEnvironment) -> ServerState:
 
 
 def _announced_server(
-    environment: TaskEnvironment, state: ServerState, writer: CheckpointWriter | None, emitter: Emitter
+    environment: TaskEnvironment,
+    state: ServerState,
+    writer: CheckpointWriter | None,
+    emitter: Emitter,
+    last_words: LastWords,
 ) -> Listening:
     """A server that listens and whose address is known to who waits for it. Raises TrainingFailed."""
     metadata = TaskMetadata(os.environ)
     rendezvous = Rendezvous(environment) if environment.table_name else None
+    if rendezvous:
+        last_words.before_stop = lambda stop: rendezvous.give_up(stop.reason)
     try:
         host = metadata.address if rendezvous else _interface(environment)
         identity = _identity(environment, host)
@@ -158,7 +170,7 @@ def _announced_server(
         emitter.note(f"parameter server listening on {host}:{server.port}")
         if rendezvous:
             rendezvous.announce(f"{host}:{server.port}", identity.trust)
-    except (Exception, Stopped) as error:
+    except Exception as error:
         if rendezvous:
             rendezvous.give_up(str(error))
         raise

@@ -26,7 +26,7 @@ from runtime.dataset import load_dataset
 from runtime.device import choose_device, describe
 from runtime.emitter import Emitter
 from runtime.ending import NotLetIn, VanishedPeer
-from runtime.last_words import abandon, reason_of
+from runtime.last_words import LastWords, reason_of
 from runtime.model import build_model
 from runtime.parameters import FlatModel
 from runtime.process import host_facts
@@ -39,7 +39,7 @@ from runtime.training import Training, count_correct
 from runtime.wire.parameter_server_pb2 import Sender
 
 
-def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
+def run_worker(environment: TaskEnvironment, emitter: Emitter, last_words: LastWords) -> None:
     """Train one rank's share of an experiment. Raises LockstepError if training did not finish."""
     lookup = ServerLookup(environment)
     worker: _Worker | None = None
@@ -47,7 +47,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter) -> None:
     while True:
         try:
             patience = liveness.JOIN_RETRY_SECONDS if worker is None else liveness.LOOK_AGAIN_SECONDS
-            with _join(environment, lookup.current(), emitter, patience) as connection:
+            with _join(environment, lookup.current(), last_words, patience) as connection:
                 worker = worker or _prepare(environment, connection, emitter)
                 return_by = math.inf
                 try:
@@ -76,10 +76,10 @@ def _another_may_come(environment: TaskEnvironment, lost: LockstepError) -> bool
     )
 
 
-def _abandon(environment: TaskEnvironment, emitter: Emitter, lost: LockstepError) -> None:
+def _abandon(environment: TaskEnvironment, last_words: LastWords, lost: LockstepError) -> None:
     """End a process that computes for so long that it does not see that training ended; unless it may go on."""
     if not _another_may_come(environment, lost):
-        abandon(emitter, lost)
+        last_words.abandon(lost)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class _Worker:
 
 
 def _join(
-    environment: TaskEnvironment, servers: Sequence[Announced], emitter: Emitter, patience_seconds: float
+    environment: TaskEnvironment, servers: Sequence[Announced], last_words: LastWords, patience_seconds: float
 ) -> ShardedConnection:
     sender = Sender(
         study=environment.study_id, experiment=environment.experiment_name, rank=environment.worker_rank
@@ -109,7 +109,7 @@ def _join(
                     sender,
                     trust=server.trust,
                     timeout_seconds=environment.experiment_timeout_seconds,
-                    abandon=partial(_abandon, environment, emitter),
+                    abandon=partial(_abandon, environment, last_words),
                     join_seconds=patience_seconds,
                 )
             )

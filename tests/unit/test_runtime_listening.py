@@ -1,14 +1,11 @@
 """Servers that listen, and workers' connections to them, in one process."""
 
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from threading import Barrier
-from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -24,7 +21,6 @@ from runtime.listening import Listening
 from runtime.optimizer import MomentumSGD
 from runtime.parameters import count_non_finite
 from runtime.policy import policy_for
-from runtime.process import Stopped
 from runtime.sharded_connection import ShardedConnection
 from runtime.state import ServerState
 from runtime.trust import Identity
@@ -93,42 +89,6 @@ def all_ready(connections: Sequence[Connection], next_step: int = 0) -> None:
     with ThreadPoolExecutor(len(connections)) as pool:
         ready = [pool.submit(each.ready, wire_of(LENGTH), STEPS, next_step) for each in connections]
         assert [future.result(PATIENCE) for future in ready] == [next_step] * len(connections)
-
-
-def test_who_hangs_up_goes_on_also_where_grpc_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("runtime.liveness.LEAVE_SECONDS", 0.1)
-    over = threading.Event()
-    with (
-        listening(1) as (_, join),
-        join(0) as connection,
-        patch.object(connection._channel, "close", over.wait),
-    ):
-        connection.attendance.leave()
-        over.set()
-
-
-def test_who_is_told_to_stop_while_it_hangs_up_can_do_so_again() -> None:
-    with listening(1) as (state, join):
-        connection = join(0)
-        connection.attendance.wait_attended()
-        # Given a signal that comes while calls are waited for
-        wait = threading.Condition.wait
-
-        def told_to_stop(*given: Any, **named: Any) -> bool:
-            if threading.current_thread() is threading.main_thread():
-                raise Stopped(signal.SIGTERM)
-            return wait(*given, **named)
-
-        with pytest.raises(Stopped), patch.object(threading.Condition, "wait", told_to_stop):
-            connection.attendance.leave()
-        # When what is under way ends, and hangs up once more
-        again = threading.Thread(target=connection.attendance.leave, daemon=True)
-        again.start()
-        # Then it waits for nothing, and the server has heard of it
-        again.join(PATIENCE)
-        assert not again.is_alive()
-        state.wait_left(PATIENCE)
-        assert state.ending
 
 
 def test_all_workers_may_finish_at_once_however_long_that_takes_to_keep() -> None:

@@ -1,5 +1,6 @@
 """What importing the runtime does, and must not do, to a process that will fork; the entry point's words."""
 
+import signal
 import subprocess
 import sys
 
@@ -70,62 +71,80 @@ def test_a_task_ends_with_its_exit_code_whatever_its_threads_are_at() -> None:
     assert (done.returncode, done.stderr) == (2, "usage: python -m runtime server|worker|prepare\n")
 
 
-# The state machine stops all tasks of an experiment once one has failed: the others are then saying so themselves.
-TOLD_TO_STOP_AT_ITS_END = """
-import os, runpy, signal, sys
-import runtime.last_words, runtime.process, runtime.server
+# The state machine stops all tasks of an experiment once one has failed: the others may just be saying so themselves.
+TOLD_TO_STOP = """
+import os, runpy, signal, sys, threading, time
+import runtime.emitter, runtime.process, runtime.server
 from contract.errors import TrainingFailed
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)  # as long as whoever hears of it may take to interfere
 
 def told_to_stop(call):
-    def first(*given):
+    def first(*given, **named):
         stop()
-        call(*given)
+        return call(*given, **named)
     return first
 
-def run_server(environment, emitter):
-    try:
-        {end}
-    finally:
-        {clean_up}
+def run_server(environment, emitter, last_words):
+    def say_more(stopped):
+        emitter.note("clean-up for " + stopped.reason)
+        {before_stop}
+    last_words.before_stop = say_more
+    {end}
 
 runtime.server.run_server = run_server
-runtime.last_words.say_failed = told_to_stop(runtime.last_words.say_failed)
-runtime.process.end = told_to_stop(runtime.process.end)
+{told}
 sys.argv = ["runtime", "server"]
 runpy.run_module("runtime", run_name="__main__", alter_sys=True)
 """
+AS_IT_ENDS = """
+runtime.emitter.Emitter.emit = told_to_stop(runtime.emitter.Emitter.emit)
+runtime.process.end = told_to_stop(runtime.process.end)
+"""
+
+
+def told_to_stop(end: str, before_stop: str = "pass", told: str = "") -> subprocess.CompletedProcess[str]:
+    """A server that does `end`."""
+    script = TOLD_TO_STOP.format(end=end, before_stop=before_stop, told=told)
+    return subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, env={}
+    )
 
 
 @pytest.mark.parametrize(
-    ("end", "clean_up", "code", "reason"),
-    [
-        ("pass", "pass", 0, ""),
-        ("raise TrainingFailed('why')", "pass", 1, "why"),
-        ("stop()", "pass", 143, "stopped by SIGTERM"),
-        ("stop()", "stop(); emitter.note('cleaned up')", 143, "stopped by SIGTERM"),
-    ],
-    ids=["done", "failed", "stopped", "stopped twice"],
+    ("end", "code", "reason"),
+    [("pass", 0, ""), ("raise TrainingFailed('why')", 1, "why")],
+    ids=["done", "failed"],
 )
-def test_a_task_that_ends_is_not_cut_short_by_being_told_to_stop(
-    end: str, clean_up: str, code: int, reason: str
-) -> None:
-    script = TOLD_TO_STOP_AT_ITS_END.format(end=end, clean_up=clean_up)
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={},
-    )
-    said = f"lockstep-server local/experiment: {reason}\n" if reason else ""
-    assert (done.returncode, done.stderr) == (code, said)
-    *notes, last = done.stdout.splitlines() or [""]
-    assert (f'"reason":"{reason}"' in last) == bool(reason)
-    assert notes == (["local/experiment: cleaned up"] if "note" in clean_up else [])
+def test_a_task_that_ends_is_not_cut_short_by_being_told_to_stop(end: str, code: int, reason: str) -> None:
+    done = told_to_stop(end, told=AS_IT_ENDS)
+    assert done.returncode == code
+    assert done.stderr == (f"lockstep-server local/experiment: {reason}\n" if reason else "")
+    assert [line.count(f'"reason":"{reason}"') for line in done.stdout.splitlines()] == [1] * bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("signum", "end", "before_stop"),
+    [
+        ("SIGTERM", "stop()", "pass"),
+        ("SIGINT", "stop()", "pass"),
+        ("SIGTERM", "emitter._lock.acquire(); stop(); emitter._lock.release(); time.sleep(60)", "pass"),
+        ("SIGTERM", "stop(); raise TrainingFailed('since it was told to stop')", "stop()"),
+        ("SIGTERM", "stop()", "1 / 0"),
+    ],
+    ids=["SIGTERM", "SIGINT", "while it prints", "twice, while it fails", "whose clean-up fails"],
+)
+def test_a_task_that_is_told_to_stop_cleans_up_and_says_so(signum: str, end: str, before_stop: str) -> None:
+    end = end.replace("stop()", f"os.kill(os.getpid(), signal.{signum}); time.sleep(1)")
+    done = told_to_stop(end, before_stop)
+    assert done.returncode == 128 + signal.Signals[signum]
+    assert done.stderr.splitlines()[-1] == f"lockstep-server local/experiment: stopped by {signum}"
+    assert ("ZeroDivisionError" in done.stderr) == (before_stop == "1 / 0")
+    note, record = done.stdout.splitlines()
+    assert note == f"local/experiment: clean-up for stopped by {signum}"
+    assert f'"reason":"stopped by {signum}"' in record
 
 
 @pytest.mark.parametrize(
