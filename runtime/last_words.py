@@ -65,7 +65,7 @@ class LastWords:
         process.end(stop.exit_code)
 
     def _tell(self, reason: str, lost_peer: str = "") -> None:
-        self._emitter.emit(TaskFailed, reason=reason, lost_peer=lost_peer)
+        self._emitter.emit_last(TaskFailed, reason=reason, lost_peer=lost_peer)
         self._complain(reason)
 
     def _complain_of(self, error: Exception) -> None:

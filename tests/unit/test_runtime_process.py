@@ -100,7 +100,7 @@ sys.argv = ["runtime", "server"]
 runpy.run_module("runtime", run_name="__main__", alter_sys=True)
 """
 AS_IT_ENDS = """
-runtime.emitter.Emitter.emit = told_to_stop(runtime.emitter.Emitter.emit)
+runtime.emitter.Emitter.emit_last = told_to_stop(runtime.emitter.Emitter.emit_last)
 runtime.process.end = told_to_stop(runtime.process.end)
 """
 
