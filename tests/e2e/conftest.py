@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,9 @@ from typing import Any
 import pytest
 
 from local.cloud import Cloud, start_cloud
+from tests.e2e.lifetimes import STATES
 from tests.e2e.machine import await_end, start_study
+from tests.e2e.provocations import Gate, gated
 
 
 @pytest.fixture(scope="session")
@@ -41,6 +44,14 @@ def start(cloud: Cloud, study: str) -> Callable[..., str]:
 def ended(cloud: Cloud) -> Callable[..., dict[str, Any]]:
     """Wait for the end of an execution; returns its description."""
     return partial(await_end, cloud)
+
+
+@pytest.fixture(scope="module")
+def gates(cloud: Cloud) -> Iterator[dict[str, Gate]]:
+    """Function → what it reaches the table through, in all tests of this file."""
+    folders = [*STATES, "sweep_tasks"]
+    with ExitStack() as all_of_them:
+        yield {folder: all_of_them.enter_context(gated(cloud, folder)) for folder in folders}
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import psutil
 
 from contract.table import Status
 from local.cloud import Cloud
+from tests.e2e.lifetimes import CLEAN_UP_SECONDS
 from tests.e2e.machine import (
     LONG,
     QUICK,
@@ -176,7 +177,7 @@ def test_no_further_experiment_of_a_stopped_execution_starts(cloud: Cloud, start
     client(cloud, "stepfunctions").stop_execution(executionArn=arn)
 
     # Then its tasks are gone, and no further experiment starts any
-    until(lambda: statuses(cloud, arn) == {Status.ABORTED}, "every experiment is aborted")
+    until(lambda: statuses(cloud, arn) == {Status.ABORTED}, "every experiment is aborted", CLEAN_UP_SECONDS)
     assert_nothing_left(cloud, arn)
     time.sleep(2)
     assert running_tasks(cloud, arn) == []

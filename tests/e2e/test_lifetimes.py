@@ -1,71 +1,55 @@
 """Every way a study can end: it is named, in the table and in the report, and neither task nor process is left.
 
 One cloud for all; studies are small, and each of them is held where it is to end. Killed servers and workers, and
-tasks that give up, are in test_failures.py.
+tasks that give up, are in test_failures.py, functions without time in test_out_of_time.py, stacks in test_stacks.py.
 """
 
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cdk import EMBEDDED_CLOUD
 from contract.table import TERMINAL, Status
-from lambdas.rows import ExperimentRow
 from local.cloud import Cloud
-from local.deploy import ASSET_BUCKET, STACK
+from tests.e2e.lifetimes import (
+    ENDLESS,
+    ONE,
+    SHORT,
+    STATES,
+    assert_aborted,
+    assert_failed,
+    rows_of,
+    status_of,
+    stop,
+    swept,
+    trains,
+)
 from tests.e2e.machine import (
     LONG,
     PATIENCE_SECONDS,
     QUICK,
-    RunningTask,
     assert_nothing_left,
     await_death,
     cause_of,
     client,
-    definitions_of,
     ended_tasks,
-    errors_of,
     published,
     running_tasks,
-    start_study,
     study_of,
-    table_of,
     until,
 )
 from tests.e2e.provocations import (
-    TIMED_OUT,
     Gate,
     container_redefined,
     frozen,
-    function_name,
-    gated,
     idle_servers,
-    out_of_time,
     task_token,
 )
 
-ONE: dict[str, Any] = {"experiments": [{"name": "one", "mode": "sync", "workers": 1}]}
-SHORT = {**ONE, "training": {**QUICK, "epochs": 1}}
-ENDLESS = {**ONE, "training": {**QUICK, "epochs": 100}, "compute": LONG}
-STATES = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report", "conclude_study")
-"""Functions that the state machine calls."""
 TIMEOUT_SECONDS = 30
 """The shortest that a study may ask for."""
-
-
-@pytest.fixture(scope="module")
-def gates(cloud: Cloud) -> Iterator[dict[str, Gate]]:
-    """Function → what it reaches the table through, in all tests of this file."""
-    folders = [*STATES, "sweep_tasks"]
-    with ExitStack() as all_of_them:
-        yield {folder: all_of_them.enter_context(gated(cloud, folder)) for folder in folders}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -82,71 +66,6 @@ def timing_out(cloud: Cloud, gates: dict[str, Gate]) -> Iterator[str]:  # noqa: 
     if states.describe_execution(executionArn=arn)["status"] == "RUNNING":
         states.stop_execution(executionArn=arn)
         until(lambda: status_of(cloud, arn) in TERMINAL, "the end of the study that is to time out")
-
-
-def status_of(cloud: Cloud, arn: str) -> Status | None:
-    row = table_of(cloud).study(study_of(arn))
-    return row.status if row else None
-
-
-def rows_of(cloud: Cloud, arn: str) -> list[ExperimentRow]:
-    return table_of(cloud).experiments(study_of(arn))
-
-
-def trains(cloud: Cloud, arn: str) -> list[RunningTask] | None:
-    """The tasks of the one experiment with one worker, once both of them run."""
-    tasks = running_tasks(cloud, arn)
-    return tasks if len(tasks) == 2 else None
-
-
-def stop(cloud: Cloud, arn: str, why: str) -> None:
-    client(cloud, "stepfunctions").stop_execution(executionArn=arn, error="Impatience", cause=why)
-
-
-def swept(cloud: Cloud) -> bool:
-    """Call clean-up, as the schedule does."""
-    answer = client(cloud, "lambda").invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
-    assert "FunctionError" not in answer, answer["Payload"].read()
-    return True
-
-
-def assert_aborted(cloud: Cloud, arn: str, why: str, experiment: Status = Status.ABORTED) -> None:
-    """The table says so and why, the report does, and nothing is left."""
-    table, study = table_of(cloud), study_of(arn)
-    until(lambda: status_of(cloud, arn) in TERMINAL, f"the end of {study} in the table")
-    # The status is written after clean-up
-    assert_nothing_left(cloud, arn)
-    row = table.study(study)
-    assert row is not None
-    told = f"the execution of the study has ended: ABORTED (Impatience: {why})"
-    assert (row.status, row.cause) == (Status.ABORTED, told)
-    assert {(e.status, e.cause) for e in rows_of(cloud, arn)} == {
-        (experiment, told if experiment is Status.ABORTED else "")
-    }
-    until(lambda: told in (published(cloud, arn, "report.html") or ""), "a report that says why")
-
-    def ended() -> bool:
-        document = json.loads(published(cloud, arn, "study.json") or "")
-        return (document["status"], document["cause"]) == ("ABORTED", told)
-
-    # Two may publish at once, of which one does so again where it began before the end
-    until(ended, "results that say why")
-    until(lambda: study not in table.open_studies(), "the study is closed")
-
-
-def assert_failed(cloud: Cloud, described: dict[str, Any], cause: str) -> str:
-    """The execution, the table and the report say so and why, and nothing is left; returns the report."""
-    arn = described["executionArn"]
-    assert described["status"] == "FAILED"
-    (row,) = rows_of(cloud, arn)
-    assert (row.status, status_of(cloud, arn)) == (Status.FAILED, Status.FAILED)
-    assert row.cause.startswith(cause)
-    assert f"one: {cause}" in cause_of(described)
-    assert_nothing_left(cloud, arn)
-    page = published(cloud, arn, "report.html")
-    assert page is not None
-    assert "1 of 1 experiment did not complete" in page
-    return page
 
 
 def test_stopped_in_planning(
@@ -289,244 +208,6 @@ def test_token_that_expires_before_the_server_answers(
     assert_failed(
         cloud, described, "States.Timeout: a state has waited for too long; never started: worker 0"
     )
-
-
-@pytest.fixture
-def without_time(
-    cloud: Cloud,
-    study: str,
-    gates: dict[str, Gate],
-    timing_out: str,
-    ended: Callable[..., dict[str, Any]],
-) -> Callable[[str], AbstractContextManager[None]]:
-    """Takes a function the time for the test's own study; no other study needs it meanwhile."""
-    ended(timing_out)
-    return lambda function: out_of_time(cloud, function, gates[function], study)
-
-
-@pytest.mark.parametrize("killed", [False, True], ids=["trained-well", "worker-killed"])
-def test_judging_out_of_time_costs_no_verdict(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-    *,
-    killed: bool,
-) -> None:
-    """JudgeExperiment never comes to an end: what it would have said, ReconcileMetrics does."""
-    with without_time("judge_experiment"):
-        arn = start(ENDLESS if killed else SHORT)
-        if killed:
-            tasks = until(lambda: trains(cloud, arn), "server and worker run")
-            os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
-        described = ended(arn)
-    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
-    if killed:
-        assert_failed(cloud, described, "worker 0 was killed (exit code 137")
-        return
-    assert described["status"] == "SUCCEEDED", cause_of(described)
-    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert status_of(cloud, arn) is Status.COMPLETED
-    assert_nothing_left(cloud, arn)
-
-
-def test_planning_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Nothing was started, and nothing written."""
-    with without_time("plan_study"):
-        arn = start(SHORT)
-        described = ended(arn)
-    assert (described["status"], errors_of(cloud, arn)) == ("FAILED", [TIMED_OUT])
-    assert cause_of(described).startswith(f"the study could not be planned: {TIMED_OUT}: ")
-    assert (status_of(cloud, arn), rows_of(cloud, arn)) == (None, [])
-    assert (running_tasks(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
-
-
-def test_reconciling_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """The verdicts stand; that records may be missing is a warning of the report."""
-    with without_time("reconcile_metrics"):
-        arn = start(SHORT)
-        described = ended(arn)
-    assert described["status"] == "SUCCEEDED", cause_of(described)
-    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
-    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert status_of(cloud, arn) is Status.COMPLETED
-    assert_nothing_left(cloud, arn)
-    (warning,) = json.loads(published(cloud, arn, "study.json") or "")["warnings"]
-    assert (
-        warning
-        == f"records may be missing: ReconcileMetrics failed: {TIMED_OUT}: Task timed out after 1.00 seconds"
-    )
-    assert warning in (published(cloud, arn, "report.html") or "")
-
-
-def test_publishing_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """A study without a report has failed, whatever its experiments did."""
-    with without_time("publish_report"):
-        arn = start(SHORT)
-        described = ended(arn)
-    assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
-    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
-    assert cause_of(described).startswith(f"the report could not be published: {TIMED_OUT}: ")
-    assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert status_of(cloud, arn) is Status.FAILED
-    assert_nothing_left(cloud, arn)
-
-
-def test_concluding_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Nobody has written how the study ended: clean-up does, and why."""
-    with without_time("conclude_study"):
-        arn = start(SHORT)
-        described = ended(arn)
-    assert (described["status"], described["error"]) == ("FAILED", TIMED_OUT)
-    assert errors_of(cloud, arn).count(TIMED_OUT) == 2
-    until(lambda: status_of(cloud, arn) in TERMINAL, "clean-up")
-    row, told = (
-        table_of(cloud).study(study_of(arn)),
-        f"the execution of the study has ended: FAILED ({TIMED_OUT}: ",
-    )
-    assert row is not None
-    assert (row.status, row.cause.startswith(told)) == (Status.ABORTED, True), row.cause
-    assert [(each.status, each.cause) for each in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
-    assert_nothing_left(cloud, arn)
-    until(lambda: told in (published(cloud, arn, "report.html") or ""), "a report that says why")
-
-
-def test_judging_and_reconciling_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """Nobody has ended the server: the study fails without a verdict, and gets one once clean-up has done it."""
-    with (
-        without_time("judge_experiment"),
-        without_time("reconcile_metrics"),
-    ):
-        arn = start(ENDLESS)
-        tasks = until(lambda: trains(cloud, arn), "server and worker run")
-        server, worker = (
-            next(task.pid for task in tasks if task.role == role) for role in ("server", "worker")
-        )
-        # It outlives its worker, until clean-up has it killed
-        os.kill(server, signal.SIGSTOP)
-        os.kill(worker, signal.SIGKILL)
-        described = ended(arn)
-    assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
-    assert errors_of(cloud, arn).count(TIMED_OUT) == 4
-    said = "1 of 1 experiments have not ended: one"
-    assert cause_of(described).startswith(said)
-    until(lambda: status_of(cloud, arn) in TERMINAL, "clean-up")
-    # The status is written after clean-up
-    assert_nothing_left(cloud, arn)
-    assert {status_of(cloud, arn), *(row.status for row in rows_of(cloud, arn))} == {Status.ABORTED}
-    assert all(f"FAILED (StudyFailed: {said}" in row.cause for row in rows_of(cloud, arn))
-    until(lambda: said in (published(cloud, arn, "report.html") or ""), "a report that says why")
-
-
-def test_cleaning_up_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
-    """What it had no time for, the next call does."""
-    functions = client(cloud, "lambda")
-    arn = start(ENDLESS)
-    until(lambda: trains(cloud, arn), "it trains")
-    with without_time("sweep_tasks"):
-        stop(cloud, arn, "before a call without time")
-        answer = functions.invoke(FunctionName=function_name(cloud, "sweep_tasks"), Payload=b"{}")
-        assert json.loads(answer["Payload"].read())["errorType"] == TIMED_OUT
-        assert (status_of(cloud, arn), len(running_tasks(cloud, arn))) == (Status.RUNNING, 2)
-    assert swept(cloud)
-    assert_aborted(cloud, arn, "before a call without time")
-
-
-@pytest.fixture
-def second(cloud: Cloud) -> Iterator[Cloud]:
-    """A second stack, beside the first one."""
-    cloudformation = client(cloud, "cloudformation")
-    name = f"{STACK}-other"
-    cloudformation.create_stack(
-        StackName=name,
-        TemplateURL=f"{cloud.endpoint}/{ASSET_BUCKET}/{STACK}.template.json",
-        Parameters=[{"ParameterKey": EMBEDDED_CLOUD, "ParameterValue": "true"}],
-        Capabilities=["CAPABILITY_IAM"],
-    )
-    cloudformation.get_waiter("stack_create_complete").wait(StackName=name, WaiterConfig={"Delay": 1})
-    outputs = cloudformation.describe_stacks(StackName=name)["Stacks"][0]["Outputs"]
-    yield replace(cloud, outputs={o["OutputKey"]: o["OutputValue"] for o in outputs})
-    delete_second_stack(cloud)
-
-
-def delete_second_stack(cloud: Cloud) -> None:
-    cloudformation = client(cloud, "cloudformation")
-    cloudformation.delete_stack(StackName=f"{STACK}-other")
-    cloudformation.get_waiter("stack_delete_complete").wait(
-        StackName=f"{STACK}-other", WaiterConfig={"Delay": 1}
-    )
-
-
-def test_updated_stack(cloud: Cloud, second: Cloud, study: str) -> None:
-    """An experiment that begins after all task definitions were replaced has those that its study began with."""
-    # Given the first of two experiments, one at a time
-    two = [{"name": name, "mode": "sync", "workers": 1} for name in ("first", "next")]
-    arn = start_study(second, study, {**ENDLESS, "experiments": two, "max_parallel_experiments": 1})
-    tasks = until(lambda: trains(second, arn), "the first one trains")
-
-    # When the stack is deployed anew
-    ecs, cloudformation = client(second, "ecs"), client(second, "cloudformation")
-    began_with = set(ecs.list_task_definitions()["taskDefinitionArns"])
-    s3, key = client(second, "s3"), f"{STACK}.template.json"
-    template = json.loads(s3.get_object(Bucket=ASSET_BUCKET, Key=key)["Body"].read())
-    for resource in template["Resources"].values():
-        if resource["Type"] == "AWS::ECS::TaskDefinition":
-            resource["Properties"]["ContainerDefinitions"][0]["StopTimeout"] += 1
-    s3.put_object(Bucket=ASSET_BUCKET, Key=f"other-{key}", Body=json.dumps(template))
-    cloudformation.update_stack(
-        StackName=f"{STACK}-other",
-        TemplateURL=f"{cloud.endpoint}/{ASSET_BUCKET}/other-{key}",
-        Parameters=[{"ParameterKey": EMBEDDED_CLOUD, "UsePreviousValue": True}],
-        Capabilities=["CAPABILITY_IAM"],
-    )
-    cloudformation.get_waiter("stack_update_complete").wait(
-        StackName=f"{STACK}-other", WaiterConfig={"Delay": 1}
-    )
-    assert len(set(ecs.list_task_definitions()["taskDefinitionArns"]) - began_with) == 3
-
-    # Then the next one trains as the first one did
-    os.kill(next(task.pid for task in tasks if task.role == "worker"), signal.SIGKILL)
-    until(lambda: {t.experiment for t in trains(second, arn) or []} == {"next"}, "the next one trains")
-    assert definitions_of(second, arn) <= began_with
-
-
-def test_deleted_stack(cloud: Cloud, second: Cloud, study: str) -> None:
-    arn = start_study(second, study, ENDLESS)
-    tasks = until(lambda: trains(second, arn), "its tasks are running")
-    delete_second_stack(cloud)
-    # Nothing of its study is left
-    await_death(cloud, [task.pid for task in tasks])
-    described = client(cloud, "stepfunctions").describe_execution(executionArn=arn)
-    assert (described["status"], described["error"]) == ("ABORTED", "StackDeleted")
 
 
 def test_timed_out(cloud: Cloud, timing_out: str, ended: Callable[..., dict[str, Any]]) -> None:
