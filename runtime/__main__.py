@@ -41,9 +41,7 @@ def main(argv: Sequence[str]) -> int:
         run = run_server if role == "server" else run_worker
         run(environment, emitter, last_words)
     except Exception as error:  # noqa: BLE001 - the last resort: whatever it is, it must be told and recorded
-        last_words.failed(error)
-        return 1
-    last_words.done()
+        return last_words.failed(error)
     return 0
 
 

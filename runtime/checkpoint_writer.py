@@ -76,7 +76,8 @@ class CheckpointWriter:
     def stop(self, *, final: bool, patience_seconds: float = PATIENCE_SECONDS) -> None:
         """Write no more, but for one last checkpoint if `final`; wait at most `patience_seconds` for it."""
         with self._changed:
-            self._stopping, self._final = True, final
+            # Who tells this process to stop and who sees the end of training may both come.
+            self._stopping, self._final = True, self._final or final
             self._changed.notify_all()
         self._thread.join(patience_seconds)
         if self._thread.is_alive():

@@ -41,22 +41,16 @@ class Emitter:
     def emit(self, kind: type[Record], **fields: Any) -> None:
         """Print a record of `kind` with these fields; whose it is and its number are added."""
         with self._lock:
-            self._print(kind, fields)
-
-    def emit_last(self, kind: type[Record], **fields: Any) -> None:
-        """Print a record that none follows: who has another waits for ever, as the process is about to end."""
-        self._lock.acquire()
-        self._print(kind, fields)
+            record = kind(
+                **self._identity, attempt=self.attempt, seq=self._seq, timestamp=utc_now(), **fields
+            )
+            self._seq += 1
+            self._write(to_line(record))  # type: ignore[arg-type]  # every subclass is in the union
 
     def note(self, text: str) -> None:
         """Print a line for people."""
         with self._lock:
             self._write(f"{self.whose}: {text}")
-
-    def _print(self, kind: type[Record], fields: dict[str, Any]) -> None:
-        record = kind(**self._identity, attempt=self.attempt, seq=self._seq, timestamp=utc_now(), **fields)
-        self._seq += 1
-        self._write(to_line(record))  # type: ignore[arg-type]  # every subclass is in the union
 
     def _write(self, line: str) -> None:
         # Straight to the descriptor: nothing is buffered when the process is killed, and one call to write(2)

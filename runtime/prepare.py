@@ -7,12 +7,11 @@ harm: they write the same bytes, and the manifest last.
 
 import os
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from contract import table as keys
 from contract.catalogue import MODELS_FOR, Dataset, images_of
@@ -24,6 +23,7 @@ from runtime.last_words import reason_of
 from runtime.manifest import MANIFEST, Manifest
 from runtime.s3_folder import S3Folder
 from runtime.stored_dataset import fetch, files_of, read, torchvision_class
+from runtime.temporary import temporary_folder
 
 ROLE = "prepare"
 """The image's command, and the name of the container."""
@@ -54,10 +54,10 @@ def run(environ: Mapping[str, str]) -> int:
     return 0
 
 
-def stopped(stop: process.Stop) -> NoReturn:
-    """Say that this task was told to stop, and end it: the state machine learns of it from its exit."""
+def stopped(stop: process.Stop) -> int:
+    """Say that this task was told to stop; the state machine learns of it from its exit. Returns the exit code."""
     _say(os.environ.get("STUDY_ID", ""), stop.reason)
-    process.end(stop.exit_code)
+    return stop.exit_code
 
 
 def prepare(wanted: Preparation) -> str:
@@ -72,15 +72,15 @@ def prepare(wanted: Preparation) -> str:
             _compare(wanted.dataset, place, sizes)
             return f"{wanted.dataset} is in {place.location} as it was prepared"
         missing = [name for name in files_of(wanted.dataset) if name not in sizes]
-        with tempfile.TemporaryDirectory(prefix="dataset-") as folder:
+        with temporary_folder("dataset-") as folder:
             if not missing:
-                return _adopt(wanted, place, Path(folder))
+                return _adopt(wanted, place, folder)
             if not wanted.dataset_download:
                 raise DatasetNotReady(
                     f"{wanted.dataset}: {len(missing)} of {len(files_of(wanted.dataset))} files are not in"
                     f" {place.location}: {', '.join(missing)}; {_by_hand(wanted)}"
                 )
-            return _download(wanted, place, Path(folder))
+            return _download(wanted, place, folder)
     except TrainingFailed as error:
         raise DatasetNotReady(f"{wanted.dataset} is not ready: {error}") from error
 

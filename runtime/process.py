@@ -1,6 +1,6 @@
 """Set up this process: memory allocation, threads, signals; say what it runs on; end it.
 
-Runs first in both roles, never on import: a warm parent imports everything, then forks.
+Runs first in all tasks, never on import: a warm parent imports everything, then forks.
 """
 
 import os
@@ -19,7 +19,7 @@ import grpc
 import torch
 
 from contract.errors import TrainingFailed
-from runtime import malloc
+from runtime import malloc, temporary
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,28 @@ def set_up() -> None:
     torch.set_num_threads(thread_count(os.environ, cores=len(os.sched_getaffinity(0))))
 
 
-def heed_stops(stopped: Callable[[Stop], None]) -> None:
-    """Call `stopped`, in a thread of its own, at the first SIGTERM or SIGINT; what comes after changes nothing.
+def heed_stops(stopped: Callable[[Stop], int]) -> None:
+    """At the first SIGTERM call `stopped`, in a thread of its own, and end the process with what it returns.
 
+    A second one changes nothing.
     Nothing is raised in the main thread: that may be anywhere, with a lock held, a record half printed, or in the
     middle of a call of gRPC's that must not be cut short.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
-    for signum in (signal.SIGTERM, signal.SIGINT):
-        # Python tells of a signal only where it has a handler.
-        signal.signal(signum, lambda *_: None)
+    # Python tells of a signal only where it has a handler; of Ctrl-C, too.
+    signal.signal(signal.SIGTERM, lambda *_: None)
 
     def wait() -> None:
-        stopped(Stop(os.read(reader, 1)[0]))
+        while (signum := os.read(reader, 1)[0]) != signal.SIGTERM:
+            continue
+        code = Stop(signum).exit_code
+        try:
+            code = stopped(Stop(signum))
+        finally:
+            # Also where nothing can be said any more: nobody would hear of another signal.
+            end(code)
 
     threading.Thread(target=wait, name="stops", daemon=True).start()
 
@@ -73,6 +80,7 @@ def end(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # nobody reads any more
             stream.flush()
+    temporary.remove_all()
     os._exit(code)
 
 

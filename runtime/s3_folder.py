@@ -5,7 +5,6 @@ files hold.
 """
 
 import base64
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, Final
 from contract.document import S3_SCHEME
 from contract.errors import TrainingFailed
 from runtime.manifest import sha256_of
+from runtime.temporary import temporary_folder
 
 UNREADABLE: Final = frozenset({"NoSuchKey", "NoSuchBucket", "AccessDenied", "404", "403"})
 """Codes of S3 for what is not there: to who may not list a bucket, a missing object looks like a forbidden one.
@@ -81,9 +81,9 @@ class S3Folder:
         kept = head.get("ChecksumSHA256", "")
         if kept and "-" not in kept:  # with a dash it is one of the parts' checksums
             return base64.b64decode(kept).hex()
-        with tempfile.TemporaryDirectory(prefix="checksum-") as folder:
-            self.fetch([name], Path(folder))
-            return sha256_of(Path(folder, name))
+        with temporary_folder("checksum-") as folder:
+            self.fetch([name], folder)
+            return sha256_of(folder / name)
 
     def store(self, name: str, content: Path | bytes) -> None:
         """Write an object of at most 5 GB, whole or not at all; S3 compares its SHA-256, and keeps it."""

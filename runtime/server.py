@@ -8,7 +8,7 @@ import time
 from functools import partial
 
 from contract.catalogue import images_of
-from contract.errors import TrainingFailed
+from contract.errors import LockstepError, TrainingFailed
 from contract.metrics import INTERVAL_SECONDS, ServerInterval, ServerSummary, TaskStarted
 from contract.task import TaskEnvironment
 from runtime import liveness
@@ -50,7 +50,11 @@ def run_server(environment: TaskEnvironment, emitter: Emitter, last_words: LastW
         _supervise(environment, state, server, deadline, emitter)
         if writer is not None:
             writer.stop(final=False)
-        _conclude(environment, state, server, writer, emitter)
+        _conclude(environment, state, server, writer, last_words)
+    except LockstepError as error:
+        # Before workers are let go: who is told of their ends may stop this task, which is then not why it ended.
+        last_words.failed(error)
+        raise
     finally:
         _let_go(state, deadline)
         server.stop()
@@ -171,6 +175,7 @@ def _announced_server(
         if rendezvous:
             rendezvous.announce(f"{host}:{server.port}", identity.trust)
     except Exception as error:
+        last_words.failed(error)
         if rendezvous:
             rendezvous.give_up(str(error))
         raise
@@ -244,10 +249,10 @@ def _conclude(
     state: ServerState,
     server: Listening,
     writer: CheckpointWriter | None,
-    emitter: Emitter,
+    last_words: LastWords,
 ) -> None:
     """Say how it went."""
-    emitter.emit(
+    last_words.done(
         ServerSummary,
         mode=environment.server_mode,
         total_workers=environment.total_workers_expected,

@@ -103,7 +103,7 @@ class Session:
             with self._down_lock:
                 if self._retired:
                     # The answer goes to who begins last: it must not come to where nobody takes it.
-                    raise ConnectionClosed("the worker has come again, by another connection")
+                    raise ConnectionClosed("this session is over: the worker may have come again")
                 ticket = self._state.begin(self._rank, push.step, push.version, ready)
             # Who pushes again may not have got the first answer: differences would start from what it lacks.
             self._latest = _Reply(ticket, ready, len(self._blocks), whole=push.attempt > 0)

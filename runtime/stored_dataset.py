@@ -4,7 +4,6 @@ Runs in workers, and in the task that prepares a data set. Nothing is downloaded
 way out.
 """
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from contract.errors import TrainingFailed
 from runtime.manifest import MANIFEST, Manifest, sha256_of
 from runtime.s3_folder import S3Folder
 from runtime.split import Data, Split
+from runtime.temporary import temporary_folder
 from runtime.vision import import_torchvision
 
 
@@ -73,9 +73,9 @@ def load_stored(dataset: Dataset, images: Images, location: str) -> Data:
         )
     if not location.startswith(S3_SCHEME):
         return read(dataset, images, Path(location), location)
-    with tempfile.TemporaryDirectory(prefix="dataset-") as folder:
-        fetch(dataset, S3Folder(location), Path(folder))
-        return read(dataset, images, Path(folder), location)
+    with temporary_folder("dataset-") as folder:
+        fetch(dataset, S3Folder(location), folder)
+        return read(dataset, images, folder, location)
 
 
 def torchvision_class(dataset: Dataset) -> Any:

@@ -51,7 +51,7 @@ def run_worker(environment: TaskEnvironment, emitter: Emitter, last_words: LastW
                 worker = worker or _prepare(environment, connection, emitter)
                 return_by = math.inf
                 try:
-                    return _train(worker, connection, before, emitter)
+                    return _train(worker, connection, before, emitter, last_words)
                 finally:
                     before += connection.traffic
         except (VanishedPeer, NotLetIn) as lost:
@@ -147,7 +147,9 @@ def _prepare(environment: TaskEnvironment, connection: ShardedConnection, emitte
     return _Worker(data, model, wires, training, tests)
 
 
-def _train(worker: _Worker, connection: ShardedConnection, before: Traffic, emitter: Emitter) -> None:
+def _train(
+    worker: _Worker, connection: ShardedConnection, before: Traffic, emitter: Emitter, last_words: LastWords
+) -> None:
     """Train from where the server says to the end. `before`: what passed on connections before this one."""
     training = worker.training
     training.begin(connection, connection.ready(worker.wires, training.steps, training.next_step))
@@ -159,7 +161,7 @@ def _train(worker: _Worker, connection: ShardedConnection, before: Traffic, emit
     # The parameters are here: the server need not wait while they are tested.
     test = worker.data.test
     final = count_correct(worker.model, test, torch.arange(len(test))) if tests_final else None
-    emitter.emit(
+    last_words.done(
         WorkerSummary,
         **training.totals(),
         transport=transport,

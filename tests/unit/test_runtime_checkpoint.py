@@ -697,6 +697,37 @@ def test_one_that_takes_longer_than_the_interval_delays_the_next(folder: Files) 
     assert failures.empty()
 
 
+def test_a_last_checkpoint_that_was_asked_for_is_written_though_training_ends_meanwhile(
+    folder: Files,
+) -> None:
+    began, go_on = threading.Event(), threading.Event()
+    taken: list[int] = []
+
+    def take() -> Checkpoint:
+        taken.append(len(taken))
+        began.set()
+        assert go_on.wait(60)
+        return numbered(len(taken))
+
+    failures: SimpleQueue[object] = SimpleQueue()
+    writer = CheckpointWriter(folder.store(), take, 3600, warn=failures.put, give_up=failures.put)
+    writer.start()
+    # Given a process that is told to stop while it writes one
+    assert began.wait(60)
+    stops = threading.Thread(target=writer.stop, kwargs={"final": True})
+    stops.start()
+    while not writer._final:
+        assert stops.is_alive()
+    # When training ends then
+    ends = threading.Thread(target=writer.stop, kwargs={"final": False})
+    ends.start()
+    go_on.set()
+    stops.join(60)
+    ends.join(60)
+    assert (writer.written, version_of(folder.store().newest())) == (2, 2)
+    assert failures.empty()
+
+
 def test_a_place_that_takes_no_checkpoint_ends_the_training(tmp_path: Path) -> None:
     (tmp_path / "runs").touch()
     run = Run(Files(str(tmp_path / "runs")).store(), interval_seconds=0.001)

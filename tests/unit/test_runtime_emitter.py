@@ -60,14 +60,3 @@ def test_lines_of_many_threads_stay_whole_and_are_numbered_in_order(tmp_path: Pa
         thread.join()
     lines = (tmp_path / "out").read_text().splitlines()
     assert [from_line(line).seq for line in lines] == list(range(400))
-
-
-def test_nothing_follows_the_last_record(tmp_path: Path) -> None:
-    emitter = emitter_into(tmp_path / "out")
-    emitter.emit_last(TaskFailed, reason="stopped by SIGTERM", lost_peer="")
-    for late in (lambda: emitter.emit(ServerInterval, **INTERVAL), lambda: emitter.note("going on")):
-        thread = threading.Thread(target=late, daemon=True)
-        thread.start()
-        thread.join(0.2)
-        assert thread.is_alive()
-    assert len((tmp_path / "out").read_text().splitlines()) == 1

@@ -1,8 +1,10 @@
 """What importing the runtime does, and must not do, to a process that will fork; the entry point's words."""
 
+import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,18 +76,16 @@ def test_a_task_ends_with_its_exit_code_whatever_its_threads_are_at() -> None:
 # The state machine stops all tasks of an experiment once one has failed: the others may just be saying so themselves.
 TOLD_TO_STOP = """
 import os, runpy, signal, sys, threading, time
-import runtime.emitter, runtime.process, runtime.server
+import runtime.process, runtime.server
 from contract.errors import TrainingFailed
+from contract.metrics import ServerInterval
+
+INTERVAL = dict(interval_seconds=2.0, version=3, updates=3, updates_per_second=1.5, gradients=3, mean_staleness=1.0,
+                max_staleness=2)
 
 def stop():
     os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(0.2)  # as long as whoever hears of it may take to interfere
-
-def told_to_stop(call):
-    def first(*given, **named):
-        stop()
-        return call(*given, **named)
-    return first
+    time.sleep(1)  # whoever hears of it has all the time to interfere
 
 def run_server(environment, emitter, last_words):
     def say_more(stopped):
@@ -95,56 +95,107 @@ def run_server(environment, emitter, last_words):
     {end}
 
 runtime.server.run_server = run_server
-{told}
 sys.argv = ["runtime", "server"]
 runpy.run_module("runtime", run_name="__main__", alter_sys=True)
 """
-AS_IT_ENDS = """
-runtime.emitter.Emitter.emit_last = told_to_stop(runtime.emitter.Emitter.emit_last)
-runtime.process.end = told_to_stop(runtime.process.end)
-"""
 
 
-def told_to_stop(end: str, before_stop: str = "pass", told: str = "") -> subprocess.CompletedProcess[str]:
-    """A server that does `end`."""
-    script = TOLD_TO_STOP.format(end=end, before_stop=before_stop, told=told)
+def told_to_stop(
+    end: str, before_stop: str = "pass", stdout: int = subprocess.PIPE
+) -> subprocess.CompletedProcess[str]:
+    """A server that does `end`, and `before_stop` when it is told to stop."""
+    script = TOLD_TO_STOP.format(end=end, before_stop=before_stop)
     return subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=60, env={}
+        [sys.executable, "-c", script],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+        timeout=60,
+        env={},
     )
 
 
 @pytest.mark.parametrize(
-    ("end", "code", "reason"),
-    [("pass", 0, ""), ("raise TrainingFailed('why')", 1, "why")],
-    ids=["done", "failed"],
+    ("end", "code", "kind", "reason"),
+    [
+        # Its last record stands for the summary, which has many more fields
+        ("last_words.done(ServerInterval, **INTERVAL); stop(); time.sleep(60)", 0, "server_interval", ""),
+        ("last_words.failed(TrainingFailed('why')); stop(); time.sleep(60)", 1, "task_failed", "why"),
+        ("threading.Thread(target=stop).start(); raise TrainingFailed('why')", None, "task_failed", None),
+    ],
+    ids=["done", "failed", "failing"],
 )
-def test_a_task_that_ends_is_not_cut_short_by_being_told_to_stop(end: str, code: int, reason: str) -> None:
-    done = told_to_stop(end, told=AS_IT_ENDS)
-    assert done.returncode == code
-    assert done.stderr == (f"lockstep-server local/experiment: {reason}\n" if reason else "")
-    assert [line.count(f'"reason":"{reason}"') for line in done.stdout.splitlines()] == [1] * bool(reason)
+def test_a_task_that_has_told_of_its_end_tells_of_no_other_when_it_is_told_to_stop(
+    end: str, code: int | None, kind: str, reason: str | None
+) -> None:
+    done = told_to_stop(end)
+    assert done.returncode in ({code} if code is not None else {1, 128 + signal.SIGTERM})
+    (record,) = (line for line in done.stdout.splitlines() if "METRICS_JSON" in line)
+    assert f'"kind":"{kind}"' in record
+    if reason is not None:
+        assert done.stderr == (f"lockstep-server local/experiment: {reason}\n" if reason else "")
 
 
 @pytest.mark.parametrize(
-    ("signum", "end", "before_stop"),
+    ("end", "before_stop"),
     [
-        ("SIGTERM", "stop()", "pass"),
-        ("SIGINT", "stop()", "pass"),
-        ("SIGTERM", "emitter._lock.acquire(); stop(); emitter._lock.release(); time.sleep(60)", "pass"),
-        ("SIGTERM", "stop(); raise TrainingFailed('since it was told to stop')", "stop()"),
-        ("SIGTERM", "stop()", "1 / 0"),
+        ("stop(); time.sleep(60)", "pass"),
+        ("emitter._lock.acquire(); stop(); emitter._lock.release(); time.sleep(60)", "pass"),
+        ("stop(); last_words.done(ServerInterval, **INTERVAL)", "stop()"),
+        ("stop(); raise TrainingFailed('since it was told to stop')", "stop()"),
+        ("stop(); time.sleep(60)", "1 / 0"),
     ],
-    ids=["SIGTERM", "SIGINT", "while it prints", "twice, while it fails", "whose clean-up fails"],
+    ids=["anywhere", "while it prints", "as it is done", "as it fails", "whose clean-up fails"],
 )
-def test_a_task_that_is_told_to_stop_cleans_up_and_says_so(signum: str, end: str, before_stop: str) -> None:
-    end = end.replace("stop()", f"os.kill(os.getpid(), signal.{signum}); time.sleep(1)")
+def test_a_task_that_is_told_to_stop_cleans_up_and_says_so(end: str, before_stop: str) -> None:
     done = told_to_stop(end, before_stop)
-    assert done.returncode == 128 + signal.Signals[signum]
-    assert done.stderr.splitlines()[-1] == f"lockstep-server local/experiment: stopped by {signum}"
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.splitlines()[-1] == "lockstep-server local/experiment: stopped by SIGTERM"
     assert ("ZeroDivisionError" in done.stderr) == (before_stop == "1 / 0")
     note, record = done.stdout.splitlines()
-    assert note == f"local/experiment: clean-up for stopped by {signum}"
-    assert f'"reason":"stopped by {signum}"' in record
+    assert note == "local/experiment: clean-up for stopped by SIGTERM"
+    assert '"reason":"stopped by SIGTERM"' in record
+
+
+def test_a_task_that_nobody_reads_any_more_stops_all_the_same() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        done = told_to_stop("stop(); time.sleep(60)", stdout=writer)
+    finally:
+        os.close(writer)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
+STOPPED_IN_PREPARATION = """
+import os, runpy, signal, sys, time
+import runtime.prepare
+from runtime.temporary import temporary_folder
+
+def run(environ):
+    with temporary_folder("dataset-") as folder:
+        (folder / "archive").write_bytes(b"half of it")
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+runtime.prepare.run = run
+sys.argv = ["runtime", "prepare"]
+runpy.run_module("runtime", run_name="__main__", alter_sys=True)
+"""
+
+
+def test_a_preparation_that_is_told_to_stop_says_so_and_leaves_no_folder(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED_IN_PREPARATION],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+        env={"STUDY_ID": "study", "TMPDIR": str(tmp_path)},
+    )
+    assert (done.returncode, done.stderr) == (143, "lockstep-prepare: study: stopped by SIGTERM\n")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
