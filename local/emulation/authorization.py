@@ -15,7 +15,7 @@ from ministack.core import iam_actions, iam_evaluator
 from ministack.core.responses import get_account_id, get_region
 from ministack.services import dynamodb
 
-from local.emulation import integrations, invocations, task_roles
+from local.emulation import integrations, invocations, role_sessions, task_roles
 from local.emulation.iam_requests import Place, condition_keys, resource_of
 
 Note = Callable[[Any, bool], None]
@@ -32,6 +32,7 @@ def install(note: Note) -> None:
     """Put all of it in place, before the emulator serves. `note` is told of each decision but those on the account."""
     _know_resources()
     _know_conditions()
+    role_sessions.install()
     task_roles.install()
     integrations.install()
     invocations.install(note)

@@ -4,8 +4,11 @@ Runs in the emulator's process. Source: IAM User Guide, "Temporary security cred
 """
 
 import hashlib
+import threading
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, NamedTuple
 
 from ministack.services import sts
 
@@ -22,6 +25,23 @@ class Session(NamedTuple):
     access_key: str
     secret_key: str
     token: str
+
+
+def install() -> None:
+    """Have MiniStack register one session at a time: it walks through all of them meanwhile, from many threads."""
+    sts.register_session = one_at_a_time(sts.register_session)
+
+
+def one_at_a_time(register: Callable[..., None]) -> Callable[..., None]:
+    """`register`, of which no call begins before another has ended."""
+    lock = threading.Lock()
+
+    @wraps(register)
+    def register_session(*arguments: Any) -> None:
+        with lock:
+            register(*arguments)
+
+    return register_session
 
 
 def session_of(role_arn: str, name: str) -> Session:

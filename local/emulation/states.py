@@ -182,7 +182,8 @@ def telling_of_failure(run: Callable[..., Any]) -> Callable[..., Any]:
     ) -> Any:
         try:
             return run(states, start_at, given, execution, context)
-        except interpreter._ExecutionError as error:
+        except Exception as error:
+            # Also a mistake of the emulator's own: the others would wait for what never comes.
             if (lifetime := _lifetime.get()) is not None:
                 lifetime.fail(error)
             raise

@@ -206,6 +206,25 @@ def test_an_item_that_fails_ends_its_map_and_what_is_around_it(calls: Callable[[
     waiting.set()
 
 
+def test_an_item_that_fails_by_a_mistake_of_the_emulators_ends_its_map_too(
+    calls: Callable[[Invoke], None],
+) -> None:
+    waiting = threading.Event()
+
+    def invoke(_: str, item: Any) -> Any:
+        if item == "bad":
+            raise RuntimeError("dictionary changed size during iteration")
+        waiting.wait(60)
+
+    calls(invoke)
+    inner = {"ProcessorConfig": {"Mode": "INLINE"}, **task("Work")}
+    started = time.monotonic()
+    with pytest.raises(Exception, match="dictionary changed size"):
+        run(one("Each", Type="Map", Items=["good", "bad"], ItemProcessor=inner), {})
+    assert time.monotonic() - started < 30
+    waiting.set()
+
+
 def test_branches_that_end_well_hand_on_their_results(calls: Callable[[Invoke], None]) -> None:
     calls(lambda resource, _: resource)
     assert run(one("Both", Type="Parallel", Branches=[task("A"), task("B")]), {}) == ["A", "B"]
