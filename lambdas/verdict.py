@@ -55,7 +55,7 @@ class TaskOutcome(BaseModel):
         return self.exit_code == 0 and self._by_itself
 
     @property
-    def gave_up(self) -> bool:
+    def says_why(self) -> bool:
         """Ended by itself, with the exit code of a task that says why."""
         return self.exit_code == 1 and self._by_itself
 

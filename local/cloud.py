@@ -28,8 +28,9 @@ Engine = Literal["process", "docker"]
 
 STEP_SECONDS: Mapping[Engine, float] = {"process": 180, "docker": 900}
 """How long one step of the start may take; a Docker engine's builds the training image."""
-STOP_SECONDS = 60
-"""Its parts take 15 s at most; the rest is for a busy machine. What is killed leaves its files."""
+STOP_SECONDS = 90
+"""Its parts take 15 s at most, before a Docker engine 60 s; the rest is for a busy machine. What is killed leaves its
+files, and its containers."""
 RUN_PREFIX = "run-"
 STEP = "==> "
 """Before each line of the supervisor's log that tells how far the start has come."""

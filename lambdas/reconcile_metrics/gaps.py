@@ -72,7 +72,7 @@ def find_gaps(
         cut_off = {attempt for attempt in attempts or {0} if (*emitter, attempt) not in final}
         if cut_off - ({last} if emitter in ended_well else set()):
             unknown.add(emitter)
-            if last in cut_off and emitter in ends and ends[emitter].gave_up:
+            if last in cut_off and emitter in ends and ends[emitter].says_why:
                 speechless.add(emitter)
     return Gaps(missing, frozenset(unknown), frozenset(speechless))
 

@@ -69,7 +69,7 @@ class Sweep:
 
         Where the execution has ended these are all, and it is returned: the study is to be concluded. Where it runs
         they are those of experiments that have a verdict, and the one that prepared the data set; nothing else of such
-        a study is touched. Nor are the rows of one that is redriven meanwhile.
+        a study is touched. Nor are the rows of one that is seen to be redriven meanwhile.
         """
         execution = self.executions.ended(study_id)
         if execution is not None and not execution.is_certain(

@@ -27,7 +27,7 @@ ENDLESS = {**ONE, "training": {**QUICK, "epochs": 100}, "compute": LONG}
 STATES = ("plan_study", "judge_experiment", "reconcile_metrics", "publish_report", "conclude_study")
 """Functions that the state machine calls."""
 CLEAN_UP_SECONDS: Final = 60
-"""Within which nothing is left of a study, however it ended: a promise, not a bound for what hangs."""
+"""Within which a study is cleaned up, and the table says so, however it ended: a promise, no bound for what hangs."""
 
 
 def status_of(cloud: Cloud, arn: str) -> Status | None:

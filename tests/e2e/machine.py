@@ -254,7 +254,7 @@ def assert_nothing_left(cloud: Cloud, arn: str) -> None:
 
 
 def await_death(cloud: Cloud, pids: Collection[int]) -> None:
-    """MiniStack calls a task STOPPED before it ends its process, which takes that as long as its stop timeout, 5 s."""
+    """MiniStack calls a task STOPPED, and then ends its process, within the stop timeout of 5 s."""
     until(lambda: not [pid for pid in pids if lives(cloud, pid)], "no process of an ended task", 60)
 
 

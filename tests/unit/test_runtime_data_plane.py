@@ -650,6 +650,7 @@ def test_a_push_that_an_old_connection_still_begins_does_not_take_the_answer_fro
         )
         pause = threading.Event()
         while not plane.state._rounds._waiting:
+            assert not waiting.done()
             pause.wait(0.005)
         go_on.set()
         threads[0].join(PATIENCE)
@@ -670,6 +671,7 @@ def test_who_waits_for_an_answer_when_the_connection_closes_is_told(
         )
         pause = threading.Event()
         while not plane.state._rounds._waiting:
+            assert not waiting.done()
             pause.wait(0.005)
         how(connection)
         with pytest.raises(ConnectionClosed):
