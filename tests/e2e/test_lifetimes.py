@@ -38,6 +38,7 @@ from tests.e2e.machine import (
     published,
     running_tasks,
     study_of,
+    trained,
     until,
 )
 from tests.e2e.provocations import (
@@ -128,7 +129,7 @@ def test_stopped_in_training_beside_a_study_that_goes_on_as_if_alone(
     victim = start(ENDLESS, "-victim")
     tasks = until(lambda: trains(cloud, victim), "the victim trains")
     beside = start(study, "-beside")
-    until(lambda: running_tasks(cloud, beside), "the other one is under way")
+    until(lambda: trained(cloud, beside, "one"), "the other one trains")
     stop(cloud, victim, "in training")
 
     # Then the one is gone, and says so
