@@ -48,9 +48,8 @@ def set_up() -> None:
 def heed_stops(stopped: Callable[[Stop], int]) -> None:
     """At the first SIGTERM call `stopped`, in a thread of its own, and end the process with what it returns.
 
-    A second one changes nothing.
-    Nothing is raised in the main thread: that may be anywhere, with a lock held, a record half printed, or in the
-    middle of a call of gRPC's that must not be cut short.
+    A second one changes nothing. And nothing is raised in the main thread: that may be anywhere, with a lock held, a
+    record half printed, or in the middle of a call of gRPC's that must not be cut short.
     """
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
