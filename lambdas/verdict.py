@@ -268,9 +268,10 @@ def of_this_run(outcomes: Iterable[TaskOutcome], started_at: str) -> list[TaskOu
     """Without the tasks of an earlier run: ECS remembers those for an hour, and a redriven experiment has had some.
 
     `started_at`: when this run began, as the experiment's row says; empty where it never did. Clocks may differ a
-    little, and runs are minutes apart.
+    little: so it is the start of a task that counts, which lies further back than its end.
     """
     if not started_at:
         return list(outcomes)
     begin = datetime.fromisoformat(started_at) - CLOCKS_DIFFER
-    return [o for o in outcomes if not o.stopped_at or datetime.fromisoformat(o.stopped_at) >= begin]
+    first_known = ((outcome, outcome.started_at or outcome.stopped_at) for outcome in outcomes)
+    return [outcome for outcome, known in first_known if not known or datetime.fromisoformat(known) >= begin]

@@ -8,7 +8,7 @@ from contract.metrics import MetricRecord, Role
 from contract.plan import Experiment, plan
 from contract.study import parse_study
 from contract.table import Status
-from lambdas.verdict import TaskOutcome, Verdict, failed_in_order, first_to_fail, judge
+from lambdas.verdict import TaskOutcome, Verdict, failed_in_order, first_to_fail, judge, of_this_run
 from tests.unit.report_fixtures import records_of, task_failed
 
 (EXPERIMENT,) = plan(parse_study({"experiments": [{"name": "one", "mode": "sync", "workers": 4}]}), "study-1")
@@ -491,3 +491,17 @@ def test_tasks_are_called_as_in_the_report() -> None:
 def test_the_experiment_of_these_tests_has_five_tasks() -> None:
     assert isinstance(EXPERIMENT, Experiment)
     assert EXPERIMENT.task_count == 5
+
+
+def test_a_task_of_an_earlier_run_is_told_by_its_start_however_soon_the_next_run_began() -> None:
+    began = "2026-03-01T12:01:00+00:00"
+    earlier = ended("server", started_at="2026-03-01T12:00:50+00:00", stopped_at="2026-03-01T12:00:59+00:00")
+    never_ran = ended("worker", stopped_at="2026-03-01T12:00:40+00:00")
+    this_run = [
+        ended("server", started_at="2026-03-01T12:00:59+00:00", stopped_at="2026-03-01T12:03:00+00:00"),
+        ended("worker", started_at="2026-03-01T12:01:05+00:00"),
+        ended("worker", stopped_at="2026-03-01T12:01:20+00:00"),
+        ended("worker"),
+    ]
+    assert of_this_run([earlier, never_ran, *this_run], began) == this_run
+    assert of_this_run([earlier, never_ran], "") == [earlier, never_ran]
