@@ -23,6 +23,7 @@ from tests.e2e.machine import (
     started,
     until,
 )
+from tests.processes import has_ended
 
 ENDLESS = {
     "experiments": [{"mode": "sync", "workers": 2}],
@@ -50,7 +51,7 @@ def test_interrupted_run_leaves_nothing(
     # Then its exit status says so, and neither its cloud nor a task is left
     assert status == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     until(lambda: not processes_of(str(state)), "no process of its cloud left")
-    until(lambda: not any(map(runs, tasks)), "no task left")
+    until(lambda: all(map(has_ended, tasks)), "no task left")
     assert b"Traceback" not in log.read_bytes()
 
 
@@ -118,7 +119,7 @@ def test_second_cloud_is_refused_from_the_first_moment_and_a_killed_supervisor_l
         # Then every process of it is soon gone
         assert cloud.supervisor is not None
         cloud.supervisor.wait(PATIENCE_SECONDS)
-        until(lambda: not any(map(runs, processes)), "no process of it left")
+        until(lambda: all(map(has_ended, processes)), "no process of it left")
         # Nor one that was started since they were counted
         until(lambda: not processes_of(str(state)), "no process of its cloud left")
     finally:
@@ -126,14 +127,6 @@ def test_second_cloud_is_refused_from_the_first_moment_and_a_killed_supervisor_l
         for process in processes_of(str(state)):
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-def runs(process: psutil.Process) -> bool:
-    """Whether it has not ended: of one that has, nobody may have taken notice."""
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def test_death_of_the_emulator_is_told_in_few_lines(

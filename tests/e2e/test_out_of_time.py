@@ -48,6 +48,21 @@ def without_time(
     return lambda function: out_of_time(cloud, function, gates[function], study)
 
 
+@pytest.fixture
+def ended_without(
+    start: Callable[..., str],
+    ended: Callable[..., dict[str, Any]],
+    without_time: Callable[[str], AbstractContextManager[None]],
+) -> Callable[[str], dict[str, Any]]:
+    """Runs a short study while a function has no time; the description of its end."""
+
+    def run(function: str) -> dict[str, Any]:
+        with without_time(function):
+            return ended(start(SHORT))
+
+    return run
+
+
 @pytest.mark.parametrize("killed", [False, True], ids=["trained-well", "worker-killed"])
 def test_judging_out_of_time_costs_no_verdict(
     cloud: Cloud,
@@ -74,32 +89,20 @@ def test_judging_out_of_time_costs_no_verdict(
     assert_nothing_left(cloud, arn)
 
 
-def test_planning_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
+def test_planning_out_of_time(cloud: Cloud, ended_without: Callable[[str], dict[str, Any]]) -> None:
     """Nothing was started, and nothing written."""
-    with without_time("plan_study"):
-        arn = start(SHORT)
-        described = ended(arn)
+    described = ended_without("plan_study")
+    arn = described["executionArn"]
     assert (described["status"], errors_of(cloud, arn)) == ("FAILED", [TIMED_OUT])
     assert cause_of(described).startswith(f"the study could not be planned: {TIMED_OUT}: ")
     assert (status_of(cloud, arn), rows_of(cloud, arn)) == (None, [])
     assert (running_tasks(cloud, arn), ended_tasks(cloud, arn)) == ([], 0)
 
 
-def test_reconciling_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
+def test_reconciling_out_of_time(cloud: Cloud, ended_without: Callable[[str], dict[str, Any]]) -> None:
     """The verdicts stand; that records may be missing is a warning of the report."""
-    with without_time("reconcile_metrics"):
-        arn = start(SHORT)
-        described = ended(arn)
+    described = ended_without("reconcile_metrics")
+    arn = described["executionArn"]
     assert described["status"] == "SUCCEEDED", cause_of(described)
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     assert [(row.status, row.cause) for row in rows_of(cloud, arn)] == [(Status.COMPLETED, "")]
@@ -113,16 +116,10 @@ def test_reconciling_out_of_time(
     assert warning in (published(cloud, arn, "report.html") or "")
 
 
-def test_publishing_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
+def test_publishing_out_of_time(cloud: Cloud, ended_without: Callable[[str], dict[str, Any]]) -> None:
     """A study without a report has failed, whatever its experiments did."""
-    with without_time("publish_report"):
-        arn = start(SHORT)
-        described = ended(arn)
+    described = ended_without("publish_report")
+    arn = described["executionArn"]
     assert (described["status"], described["error"]) == ("FAILED", "StudyFailed")
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     assert cause_of(described).startswith(f"the report could not be published: {TIMED_OUT}: ")
@@ -131,16 +128,10 @@ def test_publishing_out_of_time(
     assert_nothing_left(cloud, arn)
 
 
-def test_concluding_out_of_time(
-    cloud: Cloud,
-    start: Callable[..., str],
-    ended: Callable[..., dict[str, Any]],
-    without_time: Callable[[str], AbstractContextManager[None]],
-) -> None:
+def test_concluding_out_of_time(cloud: Cloud, ended_without: Callable[[str], dict[str, Any]]) -> None:
     """Nobody has written how the study ended: clean-up does, and why."""
-    with without_time("conclude_study"):
-        arn = start(SHORT)
-        described = ended(arn)
+    described = ended_without("conclude_study")
+    arn = described["executionArn"]
     assert (described["status"], described["error"]) == ("FAILED", TIMED_OUT)
     assert errors_of(cloud, arn).count(TIMED_OUT) == 2
     assert_cleaned_up(cloud, arn)

@@ -12,7 +12,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,11 +24,11 @@ from docker.errors import APIError, NotFound
 
 from local.docker_proxy.rewriting import CLOUD_LABEL
 from local.processes import await_announcement, spawn
+from tests.processes import DEADLINE_SECONDS, eventually
 
 # docker-py leaves the sockets of streams and of surplus pooled connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
-DEADLINE_SECONDS = 60  # only a hanging test reaches it
 CLOUD = "a cloud"
 
 
@@ -41,13 +41,6 @@ class Behind:
     proxy: subprocess.Popen[bytes]
     engine_url: str
     socket: Path
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.02)
 
 
 def start(

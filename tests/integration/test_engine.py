@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,8 @@ from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 from training_processes import free_ports
 
+from tests.processes import DEADLINE_SECONDS, eventually, has_ended
+
 # docker-py leaves the sockets of streams and of surplus pooled connections to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")
 
@@ -34,22 +36,6 @@ CREDENTIALS = {
     "AWS_SECRET_ACCESS_KEY": "callers-secret",
     "AWS_PROFILE": "callers-profile",
 }
-DEADLINE_SECONDS = 60  # only a hanging test reaches it
-
-
-def eventually(condition: Callable[[], object], what: str) -> None:
-    deadline = time.monotonic() + DEADLINE_SECONDS
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {DEADLINE_SECONDS} s: {what}"
-        time.sleep(0.02)
-
-
-def has_ended(process: psutil.Process) -> bool:
-    """Whether it is gone, or a zombie."""
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 @dataclass

@@ -4,7 +4,8 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -184,45 +185,49 @@ def test_a_branch_that_fails_ends_the_others(calls: Callable[[Invoke], None]) ->
         time.sleep(0.02)
 
 
-def test_an_item_that_fails_ends_its_map_and_what_is_around_it(calls: Callable[[Invoke], None]) -> None:
-    waiting = threading.Event()
+@contextmanager
+def map_with_an_item_that_fails(calls: Callable[[Invoke], None], error: Exception) -> Iterator[Json]:
+    """A state machine of it; the other item waits for something until it is left."""
+    left = threading.Event()
 
     def invoke(_: str, item: Any) -> Any:
         if item == "bad":
-            raise failure("Broken")
-        waiting.wait(10)
+            raise error
+        left.wait(60)
 
     calls(invoke)
     inner = {"ProcessorConfig": {"Mode": "INLINE"}, **task("Work")}
-    each = one("Each", Type="Map", Items=["good", "bad"], ItemProcessor=inner)
-    machine = one(
-        "Both",
-        Type="Parallel",
-        Branches=[each, task("Work")],
-        Catch=[{"ErrorEquals": ["Broken"], "Output": "{% $states.errorOutput.Error %}", "Next": "Caught"}],
-    )
-    machine["States"]["Caught"] = {"Type": "Pass", "End": True}
-    assert run(machine, {}) == "Broken"
-    waiting.set()
+    try:
+        yield one("Each", Type="Map", Items=["good", "bad"], ItemProcessor=inner)
+    finally:
+        left.set()
+
+
+def test_an_item_that_fails_ends_its_map_and_what_is_around_it(calls: Callable[[Invoke], None]) -> None:
+    with map_with_an_item_that_fails(calls, failure("Broken")) as each:
+        machine = one(
+            "Both",
+            Type="Parallel",
+            Branches=[each, task("Work")],
+            Catch=[
+                {"ErrorEquals": ["Broken"], "Output": "{% $states.errorOutput.Error %}", "Next": "Caught"}
+            ],
+        )
+        machine["States"]["Caught"] = {"Type": "Pass", "End": True}
+        assert run(machine, {}) == "Broken"
 
 
 def test_an_item_that_fails_by_a_mistake_of_the_emulators_ends_its_map_too(
     calls: Callable[[Invoke], None],
 ) -> None:
-    waiting = threading.Event()
-
-    def invoke(_: str, item: Any) -> Any:
-        if item == "bad":
-            raise RuntimeError("dictionary changed size during iteration")
-        waiting.wait(60)
-
-    calls(invoke)
-    inner = {"ProcessorConfig": {"Mode": "INLINE"}, **task("Work")}
     started = time.monotonic()
-    with pytest.raises(Exception, match="dictionary changed size"):
-        run(one("Each", Type="Map", Items=["good", "bad"], ItemProcessor=inner), {})
+    mistake = RuntimeError("dictionary changed size during iteration")
+    with (
+        map_with_an_item_that_fails(calls, mistake) as each,
+        pytest.raises(Exception, match="dictionary changed size"),
+    ):
+        run(each, {})
     assert time.monotonic() - started < 30
-    waiting.set()
 
 
 def test_branches_that_end_well_hand_on_their_results(calls: Callable[[Invoke], None]) -> None:

@@ -234,19 +234,27 @@ def test_rows_that_arrive_while_it_waits_spare_the_streams(
     assert pauses == [0.25, 0.5, 1.0]
 
 
+def judge_by_exit_codes(
+    table: ExperimentTable, *, failed: Experiment, well: Experiment, last_exit_code: int
+) -> list[TaskOutcome]:
+    """One experiment has failed, as far as the ends of its tasks tell, and the other one went well; those ends."""
+    judge_well(table, well)
+    table.put_records(records_of(well))
+    tasks = [
+        TaskOutcome(role="server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
+        TaskOutcome(role="worker", rank=0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
+        TaskOutcome(role="worker", rank=1, exit_code=last_exit_code, stopped_at="2026-03-01T12:00:03"),
+    ]
+    table.settle(failed, Verdict(Status.FAILED, "server exited with code 1"), tasks=tasks)
+    return tasks
+
+
 def test_a_killed_workers_last_words_are_looked_for_and_the_cause_is_settled(
     table: ExperimentTable, streams: Streams, experiments: list[Experiment], context: LambdaContext
 ) -> None:
     """The verdict at once saw exit codes alone; the records say who lost whom."""
     two, one = experiments
-    judge_well(table, one)
-    table.put_records(records_of(one))
-    tasks = [
-        TaskOutcome(role="server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
-        TaskOutcome(role="worker", rank=0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
-        TaskOutcome(role="worker", rank=1, exit_code=1, stopped_at="2026-03-01T12:00:03"),
-    ]
-    table.settle(two, Verdict(Status.FAILED, "server exited with code 1"), tasks=tasks)
+    tasks = judge_by_exit_codes(table, failed=two, well=one, last_exit_code=1)
     streams.print("lockstep/all", *(to_line(record) for record in failed_outcome(two).records))
     call(context)
     row = table.experiment("study-1", two.name)
@@ -268,14 +276,7 @@ def test_the_last_words_of_one_that_gave_up_are_waited_for(
     """They are neither rows nor in the log yet: a task's end is told sooner than its last lines are."""
     monkeypatch.setenv("PATIENCE_SECONDS", "60")
     two, one = experiments
-    judge_well(table, one)
-    table.put_records(records_of(one))
-    tasks = [
-        TaskOutcome(role="server", exit_code=1, stopped_at="2026-03-01T12:00:01"),
-        TaskOutcome(role="worker", rank=0, exit_code=1, stopped_at="2026-03-01T12:00:02"),
-        TaskOutcome(role="worker", rank=1, exit_code=137, stopped_at="2026-03-01T12:00:03"),
-    ]
-    table.settle(two, Verdict(Status.FAILED, "server exited with code 1"), tasks=tasks)
+    judge_by_exit_codes(table, failed=two, well=one, last_exit_code=137)
     said = failed_outcome(two).records
     table.put_records(record for record in said if not isinstance(record, TaskFailed))
     pauses: list[float] = []

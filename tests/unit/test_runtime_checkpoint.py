@@ -597,6 +597,22 @@ class Run:
         return numbered(self.version)
 
 
+class HeldRun(Run):
+    """One whose checkpoints are not there until it may go on."""
+
+    def __init__(self, store: CheckpointStore, *, interval_seconds: float = 3600.0) -> None:
+        self.began, self.go_on = threading.Event(), threading.Event()
+        self.threads: set[int] = set()
+        super().__init__(store, interval_seconds=interval_seconds)
+
+    def take(self) -> Checkpoint:
+        checkpoint = super().take()
+        self.threads.add(threading.get_ident())
+        self.began.set()
+        assert self.go_on.wait(30)
+        return checkpoint
+
+
 def test_the_first_is_written_at_once_and_the_last_at_the_end(files: Files) -> None:
     run = Run(files.store())
     run.taken.get(timeout=30)
@@ -658,74 +674,46 @@ def test_nobody_waits_for_a_checkpoint_that_will_not_come(tmp_path: Path) -> Non
 
 
 def test_who_asks_for_a_checkpoint_that_takes_too_long_goes_on_and_that_is_told(folder: Files) -> None:
-    began, go_on = threading.Event(), threading.Event()
-
-    def take() -> Checkpoint:
-        began.set()
-        go_on.wait(30)
-        return numbered(1)
-
-    warnings: SimpleQueue[str] = SimpleQueue()
-    writer = CheckpointWriter(folder.store(), take, 3600.0, warn=warnings.put, give_up=lambda _: None)
-    writer.start()
-    assert began.wait(30)
-    writer.write_now(patience_seconds=0.01)
-    assert warnings.get(timeout=30) == "a checkpoint is not yet written after 0 s: training goes on"
-    go_on.set()
-    writer.stop(final=False)
+    run = HeldRun(folder.store())
+    assert run.began.wait(30)
+    run.writer.write_now(patience_seconds=0.01)
+    assert run.warnings.get(timeout=30) == "a checkpoint is not yet written after 0 s: training goes on"
+    run.go_on.set()
+    run.writer.stop(final=False)
 
 
 def test_one_that_takes_longer_than_the_interval_delays_the_next(folder: Files) -> None:
-    began, go_on, taken = threading.Event(), threading.Event(), []
-
-    def take() -> Checkpoint:
-        taken.append(threading.get_ident())
-        began.set()
-        assert go_on.wait(30)
-        return numbered(len(taken))
-
-    failures: SimpleQueue[object] = SimpleQueue()
-    writer = CheckpointWriter(folder.store(), take, 0.001, warn=failures.put, give_up=failures.put)
-    writer.start()
-    assert began.wait(30)
-    assert not go_on.wait(0.05)
-    assert len(taken) == 1
-    go_on.set()
-    writer.stop(final=True)
-    assert writer.written == len(taken)
-    assert len(set(taken)) == 1
-    assert failures.empty()
+    run = HeldRun(folder.store(), interval_seconds=0.001)
+    assert run.began.wait(30)
+    assert not run.go_on.wait(0.05)
+    assert run.version == 1
+    run.go_on.set()
+    run.writer.stop(final=True)
+    assert run.writer.written == run.version
+    assert len(run.threads) == 1
+    assert run.warnings.empty()
+    assert run.given_up.empty()
 
 
 def test_a_last_checkpoint_that_was_asked_for_is_written_though_training_ends_meanwhile(
     folder: Files,
 ) -> None:
-    began, go_on = threading.Event(), threading.Event()
-    taken: list[int] = []
-
-    def take() -> Checkpoint:
-        taken.append(len(taken))
-        began.set()
-        assert go_on.wait(60)
-        return numbered(len(taken))
-
-    failures: SimpleQueue[object] = SimpleQueue()
-    writer = CheckpointWriter(folder.store(), take, 3600, warn=failures.put, give_up=failures.put)
-    writer.start()
     # Given a process that is told to stop while it writes one
-    assert began.wait(60)
-    stops = threading.Thread(target=writer.stop, kwargs={"final": True})
+    run = HeldRun(folder.store())
+    assert run.began.wait(30)
+    stops = threading.Thread(target=run.writer.stop, kwargs={"final": True})
     stops.start()
-    while not writer._final:
+    while not run.writer._final:
         assert stops.is_alive()
     # When training ends then
-    ends = threading.Thread(target=writer.stop, kwargs={"final": False})
+    ends = threading.Thread(target=run.writer.stop, kwargs={"final": False})
     ends.start()
-    go_on.set()
+    run.go_on.set()
     stops.join(60)
     ends.join(60)
-    assert (writer.written, version_of(folder.store().newest())) == (2, 2)
-    assert failures.empty()
+    assert (run.writer.written, version_of(folder.store().newest())) == (2, 2)
+    assert run.warnings.empty()
+    assert run.given_up.empty()
 
 
 def test_a_place_that_takes_no_checkpoint_ends_the_training(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,10 +30,14 @@ sys.exit(os.waitstatus_to_exitcode(status))
 """
 
 
+def run(script: str, **options: Any) -> subprocess.CompletedProcess[str]:
+    """A program's exit code, and what it wrote."""
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.run([sys.executable, "-c", script], text=True, check=False, timeout=60, **options)
+
+
 def test_importing_the_runtime_leaves_a_process_that_can_fork() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", FORK_SAFE], capture_output=True, text=True, check=False, timeout=60
-    )
+    done = run(FORK_SAFE)
     assert done.returncode == 2, done.stderr
     assert done.stderr == "usage: python -m runtime server|worker|prepare\n"
 
@@ -63,13 +68,7 @@ runpy.run_module("runtime", run_name="__main__", alter_sys=True)
 
 
 def test_a_task_ends_with_its_exit_code_whatever_its_threads_are_at() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", ENDS_WHILE_OTHERS_COMPUTE],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-    )
+    done = run(ENDS_WHILE_OTHERS_COMPUTE)
     assert (done.returncode, done.stderr) == (2, "usage: python -m runtime server|worker|prepare\n")
 
 
@@ -104,16 +103,7 @@ def told_to_stop(
     end: str, before_stop: str = "pass", stdout: int = subprocess.PIPE
 ) -> subprocess.CompletedProcess[str]:
     """A server that does `end`, and `before_stop` when it is told to stop."""
-    script = TOLD_TO_STOP.format(end=end, before_stop=before_stop)
-    return subprocess.run(
-        [sys.executable, "-c", script],
-        stdout=stdout,
-        stderr=subprocess.PIPE,
-        text=True,
-        check=False,
-        timeout=60,
-        env={},
-    )
+    return run(TOLD_TO_STOP.format(end=end, before_stop=before_stop), stdout=stdout, env={})
 
 
 @pytest.mark.parametrize(
@@ -186,14 +176,7 @@ runpy.run_module("runtime", run_name="__main__", alter_sys=True)
 
 
 def test_a_preparation_that_is_told_to_stop_says_so_and_leaves_no_folder(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STOPPED_IN_PREPARATION],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=60,
-        env={"STUDY_ID": "study", "TMPDIR": str(tmp_path)},
-    )
+    done = run(STOPPED_IN_PREPARATION, env={"STUDY_ID": "study", "TMPDIR": str(tmp_path)})
     assert (done.returncode, done.stderr) == (143, "lockstep-prepare: study: stopped by SIGTERM\n")
     assert list(tmp_path.iterdir()) == []
 
